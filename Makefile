@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/installed ## make .venv and install what requirements.lock says
+
+demo: $(VENV)/installed ## train, export, quantise, verify, benchmark and report, in minutes, into runs/demo
+	@$(BIN)/python -m scripts.demo
+
+test: $(VENV)/installed lint ## style, types and tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## write requirements.lock anew from pyproject.toml, for every Python and platform
+	$(PYTHON) -m pip install -q --target $(VENV)/uv uv
+	PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv pip compile pyproject.toml --extra dev --universal --upgrade \
+	    --python-version 3.10 --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	    -q -o requirements.lock
+
+clean: ## remove runs, data sets and caches; .venv stays
+	rm -rf runs datasets .mypy_cache .pytest_cache .ruff_cache
+
+# pip's own temporary folders and a lock file newer than the environment make it again.
+$(VENV)/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and \
+	    f"error: Python {v.major}.{v.minor} is too old, 3.10 is the least: make PYTHON=/path/to/python3.12 ...")'
+	@echo "Installing into $(VENV): about 5 GB with CUDA's libraries, some minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@touch $@
