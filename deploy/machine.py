@@ -1,0 +1,82 @@
+"""Where a measurement was taken: the facts that change its meaning, and nothing that names a person."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Instructions that multiply 8-bit integers and add into 32 bits: with them INT8 is both fast and exact.
+_DOT_PRODUCT_FLAGS = {"avx512_vnni", "avx_vnni", "asimddp"}
+
+
+def usable_cores() -> int:
+    """Logical cores this process may run on: its affinity where the system has one, else all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_int8_dot_product() -> bool | None:
+    """Whether the CPU has VNNI (x86) or dotprod (ARM); None where the system does not say."""
+    facts = _cpuinfo()
+    flags = facts.get("flags") or facts.get("Features")
+    return None if flags is None else not _DOT_PRODUCT_FLAGS.isdisjoint(flags.split())
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, memory, system, clocks and versions in plain JSON types; None where the system does not say.
+
+    The host's name is left out on purpose: result files get published.
+    """
+    facts = _cpuinfo()
+    return {
+        "device": _read("/proc/device-tree/model"),  # a Jetson names its module and board here
+        "cpu": facts.get("model name") or platform.processor() or None,
+        "architecture": platform.machine(),
+        "cores": usable_cores(),
+        "int8_dot_product": has_int8_dot_product(),
+        "memory_mib": _memory_mib(),
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("numpy", "onnxruntime")},
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "mhz": _mhz(facts),
+    }
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, None when it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first core's block of /proc/cpuinfo."""
+    block = (_read("/proc/cpuinfo") or "").split("\n\n")[0]
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _memory_mib() -> int | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def _mhz(facts: dict[str, str]) -> float | None:
+    khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if khz:
+        return int(khz) / 1000
+    return float(facts["cpu MHz"]) if "cpu MHz" in facts else None

@@ -1,0 +1,121 @@
+"""Measurements as a plain-text table, with what a reader must not overlook under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.measure import LatencySummary
+from deploy.results import Measurement
+
+_NOISY_CV = 0.25
+
+
+@dataclass(frozen=True)
+class Row:
+    """The two measurements of one variant side by side.
+
+    speedup: p50 of fp32 over this one's, both of the same machine, backend and threads; else None.
+    """
+
+    about: Measurement
+    latency: LatencySummary
+    latency_batch: int
+    throughput: Measurement | None
+    speedup: float | None
+
+
+def rows(measurements: Sequence[Measurement]) -> list[Row]:
+    """One row a variant in the order given; where a variant was measured again, its last measurement."""
+    timed = {m.variant: m for m in measurements if m.latency is not None}
+    throughput = {m.variant: m for m in measurements if m.latency is None}
+    return [
+        Row(
+            about=m,
+            latency=m.latency,
+            latency_batch=m.batch,
+            throughput=throughput.get(name),
+            speedup=_speedup(m, list(timed.values())),
+        )
+        for name, m in timed.items()
+        if m.latency is not None
+    ]
+
+
+def _speedup(m: Measurement, timed: Sequence[Measurement]) -> float | None:
+    place = _place(m)
+    for other in timed:
+        if other.precision == "fp32" and _place(other) == place and other.latency and m.latency:
+            return other.latency.p50_ms / m.latency.p50_ms
+    return None
+
+
+def _place(m: Measurement) -> tuple[object, ...]:
+    return m.backend, m.batch, m.threads, m.machine.get("device"), m.machine.get("cpu")
+
+
+def format_table(measurements: Sequence[Measurement]) -> str:
+    """Aligned columns, a line a variant, then the notes of :func:`notes`."""
+    found = rows(measurements)
+    if not found:
+        return "no measurements"
+    one = found[0].latency_batch
+    many = next((f" (batch {r.throughput.batch})" for r in found if r.throughput), "")
+    head = [
+        "variant", "precision", "top-1", "agrees with fp32", "MiB",
+        f"p50 ms (batch {one})", "p99 ms", f"images/s{many}", "peak MiB", "speed-up",
+    ]  # fmt: skip
+    cells = [head] + [
+        [
+            r.about.variant,
+            r.about.precision,
+            _number(r.about.accuracy.top1, ".2%"),
+            _number(r.about.accuracy.agreement_with_fp32, ".2%"),
+            f"{r.about.file_bytes / 2**20:.2f}",
+            f"{r.latency.p50_ms:.3f}",
+            f"{r.latency.p99_ms:.3f}",
+            _number(r.throughput.throughput_images_per_s if r.throughput else None, ".0f"),
+            _number(r.about.peak_memory_mib, ".0f"),
+            _number(r.speedup, ".2f", "x"),
+        ]
+        for r in found
+    ]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    sides = "<<" + ">" * (len(head) - 2)
+    lines = [
+        "  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in cells
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(line.rstrip() for line in [*lines, *notes(found)])
+
+
+def notes(found: Sequence[Row]) -> list[str]:
+    """An INT8 that is slower than FP32, with the likely cause, and a machine that was not quiet."""
+    lines = []
+    for r in found:
+        if r.about.precision.startswith("int") and r.speedup is not None and r.speedup < 1:
+            lines.append(
+                f"WARNING: {r.about.variant} is SLOWER than fp32 ({r.speedup:.2f}x): {_cause(r.about)}"
+            )
+    for r in found:
+        if r.latency.cv > _NOISY_CV:
+            lines.append(
+                f"note: {r.about.variant}: latency varies by {r.latency.cv:.0%} of its mean; other work on "
+                "this machine or changing clocks. Measure again on a quiet one before you trust the tail."
+            )
+    return lines
+
+
+def _cause(m: Measurement) -> str:
+    if m.made_for != m.backend:
+        return (
+            f"the file was made for {m.made_for}. Its S8 Q/DQ form keeps convolutions in floating point in "
+            f"{m.backend}; the variant made for {m.backend} (U8) is the one to compare here."
+        )
+    if m.machine.get("int8_dot_product") is False:
+        return "this CPU has no INT8 dot product (VNNI, dotprod), so INT8 gains little in computing."
+    return "the network is probably too small, so that quantising and dequantising cost more than they save."
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else format(value, form) + unit
