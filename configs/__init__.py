@@ -1,0 +1,1 @@
+"""Values in YAML, their shape in `schema`. Knows nothing of how anything is computed."""

@@ -1,0 +1,261 @@
+"""The shape of every config: typed, closed dataclasses. The values, defaults too, stand in the YAML files.
+
+Checked by :func:`configs.load.parse`: an unknown key, a wrong type and a value out of range are refused, all
+of them in one error. Below that border these are plain dataclasses.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+_CLOSED = ConfigDict(extra="forbid", strict=True)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**24)]  # the step and the rank join it in one number of 64 bits
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rgb = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+RgbPositive = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class InputConfig:
+    """What becomes the `InputSpec` of a run."""
+
+    size: Annotated[int, Field(ge=32, multiple_of=32)]
+    """Side of the square that the network sees, px; five halvings must leave a whole number."""
+    resize: PositiveInt
+    """Shorter side after resizing for evaluation, px; at least `size`."""
+    mean: Rgb
+    """Of each colour in 0..1."""
+    std: RgbPositive
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> InputConfig:
+        if self.resize < self.size:
+            raise ValueError(f"resize {self.resize} must be at least size {self.size}")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class AugmentConfig:
+    """Random resized crop and horizontal flip of the training images."""
+
+    min_scale: Annotated[float, Field(gt=0, le=1)]
+    """Least share of the image's area that a crop keeps; 1 turns the crop off."""
+    max_ratio: Annotated[float, Field(ge=1)]
+    """Aspect ratios are drawn from 1/max_ratio to max_ratio."""
+    flip: bool
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class _Data:
+    input: InputConfig
+    augment: AugmentConfig
+    on_bad: Literal["stop", "quarantine"]
+    """What to do with images that do not decode: stop with a list of them, or leave them out and say so."""
+    cache_dir: str
+    """Results of the check and converted copies of images; safe to delete."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class DigitsConfig(_Data):
+    name: Literal["digits"]
+    root: str
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ImageFolderConfig(_Data):
+    name: Literal["image_folder"]
+    root: str
+    train_split: str
+    """Folder below `root` with a folder a class. Where `root` itself holds the class folders, both splits
+    are cut from it."""
+    val_split: str
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share held out, stratified, where `root` has no split folders."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class Cifar10Config(_Data):
+    name: Literal["cifar10"]
+    root: str
+    source: str | None
+    """A local folder with train/ and test/ of class folders; null downloads the original."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class SyntheticConfig(_Data):
+    name: Literal["synthetic"]
+    root: str
+    num_classes: Annotated[int, Field(ge=2, le=1000)]
+    num_train: PositiveInt
+    num_val: PositiveInt
+    width: PositiveInt
+    height: PositiveInt
+
+
+DataConfig = Annotated[
+    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig, Field(discriminator="name")
+]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class LoaderConfig:
+    name: Literal["dali", "torch"]
+    threads: PositiveInt | None
+    """DALI's threads or DataLoader's worker processes of each rank; null: the rank's share of the cores."""
+    prefetch: PositiveInt
+    """Batches kept ready."""
+
+
+ModelName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ModelConfig:
+    name: ModelName
+    stem: Literal["imagenet", "small"]
+    """`small` keeps the resolution at the start, for images of about 32 px."""
+    dropout: Fraction
+    """Before the last linear layer."""
+    pretrained: bool
+    """Start from torchvision's ImageNet weights; the last layer is new unless there are 1000 classes."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class _Optim:
+    lr: PositiveFloat
+    """At the end of the warm-up, for the global batch."""
+    weight_decay: NonNegativeFloat
+    """On weights of convolutions and linear layers; none on norms and biases."""
+    warmup_epochs: NonNegativeFloat
+    final_lr: NonNegativeFloat
+    """Where the cosine ends, as a share of `lr`."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class SgdConfig(_Optim):
+    name: Literal["sgd"]
+    momentum: Fraction
+    nesterov: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SgdConfig:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs momentum above 0")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class AdamWConfig(_Optim):
+    name: Literal["adamw"]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: PositiveFloat
+
+
+OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class StrategyConfig:
+    name: Literal["auto", "single", "ddp"]
+    """`auto` is DDP under a launcher and a single process without."""
+    timeout_s: PositiveFloat
+    """A collective that takes longer has lost a rank."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class TrainConfig:
+    name: str
+    """Names the run folder."""
+    run_dir: str | None
+    """null: a new folder below runs/."""
+    resume: bool
+    """Go on from run_dir's checkpoint if there is one; without this, such a folder is refused."""
+    seed: Seed
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    """Images in one optimiser step over all ranks: a config means the same on one GPU and on eight."""
+    accumulate: PositiveInt
+    """Backward passes that make up one optimiser step."""
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    """Of autocast; `auto` is bf16 where the device computes in it natively, otherwise fp32."""
+    channels_last: bool
+    compile: bool
+    label_smoothing: Fraction
+    mixup: NonNegativeFloat
+    """Alpha of the Beta distribution; 0 is off."""
+    clip_grad_norm: NonNegativeFloat
+    """0 is off."""
+    ema_decay: Fraction
+    """Of the moving average of the weights that is evaluated and exported; 0 is off."""
+    log_every: PositiveInt
+    """Steps between two records of the training metrics."""
+    checkpoint_every: Count
+    """Steps between two checkpoints inside an epoch; 0 saves at the ends of epochs only."""
+    checkpoint_epochs: PositiveInt
+    """Epochs between two checkpoints; the last epoch is always saved."""
+    model: ModelConfig
+    data: DataConfig
+    loader: LoaderConfig
+    optim: OptimConfig
+    strategy: StrategyConfig
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> TrainConfig:
+        problems = []
+        if self.batch_size % self.accumulate:
+            problems.append(
+                f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
+            )
+        if self.optim.warmup_epochs >= self.epochs:
+            problems.append(
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be less than epochs {self.epochs}"
+            )
+        if self.model.pretrained and self.model.stem != "imagenet":
+            problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class CalibrationConfig:
+    method: Literal["max", "percentile", "entropy"]
+    percentile: Annotated[float, Field(gt=50, le=100)]
+    """For method=percentile: share of the absolute values that the scale covers, %."""
+    num_images: PositiveInt
+    """Drawn from the training images, prepared as for evaluation."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class BenchConfig:
+    threads: PositiveInt | None
+    """null: all usable cores."""
+    seconds: PositiveFloat
+    """Of measuring for each variant and batch size."""
+    batches: Annotated[list[PositiveInt], Field(min_length=1)]
+    """Latency is taken at the smallest, throughput at the largest."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class QuantizeConfig:
+    """`python -m scripts.quantize_and_benchmark`."""
+
+    checkpoint: str
+    out: str | None
+    """Where bundle/, results.jsonl and report.html go; null: beside the checkpoint."""
+    data_root: str | None
+    """Where the run's images are now, if they have moved since the training."""
+    seed: Seed
+    calibration: CalibrationConfig
+    bench: BenchConfig
+    num_samples: Annotated[int, Field(ge=1, le=64)]
+    """Images that travel in the bundle with their expected outputs."""
