@@ -1,0 +1,41 @@
+"""The images that quantisation ranges are measured on: training images, seen as in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from configs.schema import LoaderConfig
+from data.index import Index
+from data.loader import build_loader
+from data.plan import EvalPlan
+from deploy.input_spec import InputSpec
+
+_BATCH = 32
+
+
+def choose_images(train: Index, num_images: int, seed: int) -> Index:
+    """A random subset in which the classes have the shares that they have among the training images.
+
+    All of them where there are no more than `num_images`.
+    """
+    if num_images >= len(train):
+        return train
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(train))
+    # Sorted by class and dealt out evenly, a class gets its share to within one image.
+    by_class = shuffled[np.argsort(train.labels[shuffled], kind="stable")]
+    return train.take(np.sort(by_class[np.linspace(0, len(train) - 1, num_images).round().astype(np.int64)]))
+
+
+def image_batches(index: Index, spec: InputSpec, config: LoaderConfig) -> Iterator[npt.NDArray[np.float32]]:
+    """float32 [n, 3, size, size] of every image once, prepared for evaluation by the loader of the config."""
+    plan = EvalPlan(index, spec, batch_size=min(_BATCH, len(index)), rank=0, world=1)
+    loader = build_loader(config, plan, spec, torch.device("cpu"))
+    try:
+        for batch in loader:
+            yield batch.images[batch.labels >= 0].numpy()
+    finally:
+        loader.close()

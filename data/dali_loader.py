@@ -1,0 +1,151 @@
+"""The plan carried out by NVIDIA DALI: on the CPU, or with JPEGs decoded on the GPU where there is one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from data.loader import Batch, LoaderState, Position
+from data.plan import BatchPlan, Plan
+from deploy.errors import LabError
+from deploy.input_spec import InputSpec
+
+
+class DaliLoader:
+    """See `data.loader.Loader`.
+
+    DALI is fed file names and windows and has no random state, so its position needs no snapshot: a
+    pipeline that starts at any position gives the same stream. The pipeline is built at the first batch and
+    runs `prefetch` batches ahead, over the end of an epoch too.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        spec: InputSpec,
+        device: torch.device,
+        threads: int,
+        prefetch: int,
+        channels_last: bool,
+    ) -> None:
+        self._plan = plan
+        self._spec = spec
+        self._device = device
+        self._threads = threads
+        self._prefetch = prefetch
+        self._channels_last = channels_last
+        self._files = [np.frombuffer(path.encode(), np.uint8) for path in plan.index.paths]
+        self._position = Position(len(plan))
+        self._fed: deque[BatchPlan] = deque()
+        self._next_fed = 0
+        self._pipeline: Any = None
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self._position.remaining()):
+            yield self._next()
+
+    def state_dict(self) -> LoaderState:
+        return self._position.state_dict()
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        self._position.load_state_dict(state)
+        self.close()
+
+    def close(self) -> None:
+        self._pipeline = None
+
+    def _next(self) -> Batch:
+        if self._pipeline is None:
+            self._fed.clear()
+            self._next_fed = self._position.value
+            self._pipeline = self._build()
+        try:
+            (images,) = self._pipeline.run()
+        except RuntimeError as error:
+            paths = sorted({self._plan.index.paths[row] for plan in self._fed for row in plan.rows})
+            gone = [path for path in paths if not Path(path).is_file()]
+            if not gone and "decod" not in str(error):
+                raise
+            # DALI does not say which file it was; the batches in flight bound it.
+            which = f"gone are {gone[:5]}" if gone else f"one of {len(paths)} files, {paths[0]} ..."
+            raise LabError(
+                f"DALI could not read a batch: {which}. The images changed after they were checked: "
+                "start again, and the check will list them"
+            ) from error
+        plan = self._fed.popleft()
+        self._position.value += 1
+        tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+        if self._channels_last:
+            tensor = tensor.permute(0, 3, 1, 2)
+        return Batch(tensor, torch.from_numpy(plan.labels).to(self._device, non_blocking=True))
+
+    def _build(self) -> Any:
+        on_gpu = self._device.type == "cuda"
+        pipeline = _images(
+            self._feed,
+            self._spec,
+            on_gpu=on_gpu,
+            crop_first=self._plan.crop_first,
+            layout="HWC" if self._channels_last else "CHW",
+            batch_size=self._plan.batch_size,
+            num_threads=self._threads,
+            device_id=(self._device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=self._prefetch,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _feed(self) -> tuple[Any, ...]:
+        plan = self._plan.at(self._next_fed)
+        self._next_fed += 1
+        self._fed.append(plan)
+        start, shape = np.split(plan.windows.astype(np.int32), 2, axis=1)
+        return (
+            [self._files[row] for row in plan.rows],
+            np.ascontiguousarray(start),
+            np.ascontiguousarray(shape),
+            plan.resized.astype(np.float32),
+            plan.flips.astype(np.int32),
+        )
+
+
+@pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
+def _images(source: Any, spec: InputSpec, *, on_gpu: bool, crop_first: bool, layout: str) -> Any:
+    """float32 images of one batch. `exec_dynamic` gives every batch memory of its own, so none is copied."""
+    decoder = "mixed" if on_gpu else "cpu"
+    files, start, shape, resized, flips = fn.external_source(
+        source,
+        num_outputs=5,
+        batch=True,
+        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32],
+        ndim=[1, 1, 1, 1, 0],
+    )
+    encoded = fn.io.file.read(files)
+    # libjpeg-turbo's upsampling, on the GPU too, so that all decoders agree.
+    options = {"device": decoder, "output_type": types.RGB, "jpeg_fancy_upsampling": True}
+    resize = {"size": resized, "interp_type": types.INTERP_LINEAR, "antialias": True}
+    if crop_first:
+        images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **options)
+        images = fn.resize(images, **resize)
+    else:
+        images = fn.decoders.image(encoded, **options)
+        # In floating point: what the device computes is not rounded between resizing and normalising.
+        images = fn.resize(images, dtype=types.FLOAT, **resize)
+        images = fn.slice(images, start=start, shape=shape, axes=(0, 1))
+    return fn.crop_mirror_normalize(
+        images,
+        dtype=types.FLOAT,
+        output_layout=layout,
+        mean=[255 * value for value in spec.mean],
+        std=[255 * value for value in spec.std],
+        mirror=flips,
+    )
