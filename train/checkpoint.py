@@ -1,0 +1,176 @@
+"""A checkpoint holds all that it takes to go on bit for bit. Opening one never runs code.
+
+There is no state of a random generator in it: every draw is a function of the seed, the rank and the step
+(`data.plan` for images, `train.loop` for dropout and mixup), so the position is enough.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.load import as_dict, from_dict
+from configs.schema import TrainConfig
+from data.loader import LoaderState
+from deploy.errors import LabError
+from deploy.input_spec import InputSpec
+from train.model import build_model
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    epoch: int = 0
+    """Epochs trained and evaluated."""
+    best_top1: float = -1.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    config: TrainConfig
+    input_spec: InputSpec
+    structure: list[dict[str, Any]]
+    """Changes to the network that its config names, in order; empty for a network as built."""
+    model: dict[str, Any]
+    ema: dict[str, Any] | None
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    loader: LoaderState
+    progress: Progress
+    metrics: dict[str, float]
+    """Of the last evaluation."""
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What is evaluated and exported: the moving average where there is one."""
+        return self.ema if self.ema is not None else self.model
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write beside `path`, sync, rename: whatever happens, `path` is a whole checkpoint, the old or the new.
+
+    Raises LabError where the disk is full.
+    """
+    content = {
+        "format": FORMAT,
+        "config": as_dict(checkpoint.config),
+        "input_spec": checkpoint.input_spec.to_dict(),
+        "structure": checkpoint.structure,
+        "model": checkpoint.model,
+        "ema": checkpoint.ema,
+        "optimizer": checkpoint.optimizer,
+        "scaler": checkpoint.scaler,
+        "loader": dict(checkpoint.loader),
+        "progress": asdict(checkpoint.progress),
+        "metrics": checkpoint.metrics,
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer turns a full disk into a RuntimeError of its own.
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free >> 20
+        kept = "the previous one is untouched" if path.exists() else "there is none yet"
+        raise LabError(
+            f"the checkpoint {path} could not be written ({str(error)[:160]}); {free} MiB are free there, "
+            f"{kept}: make room, then go on with resume=true run_dir={path.parent}"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Raises LabError where the file is missing, torn, or no checkpoint of ours."""
+    if not path.is_file():
+        raise LabError(f"no checkpoint {path}: give the {NAME} of a run folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise LabError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or not written by edgelab "
+            f"({str(error).splitlines()[0][:160]}); use another checkpoint"
+        ) from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise LabError(
+            f"{path} holds no edgelab checkpoint; bare weights are not enough, train or resume a run"
+        )
+    if content["format"] != FORMAT:
+        raise LabError(f"{path} has format {content['format']}, this edgelab reads {FORMAT}: update edgelab")
+    return Checkpoint(
+        config=from_dict(content["config"], TrainConfig),
+        input_spec=InputSpec.from_dict(content["input_spec"]),
+        structure=content["structure"],
+        model=content["model"],
+        ema=content["ema"],
+        optimizer=content["optimizer"],
+        scaler=content["scaler"],
+        loader=LoaderState(position=content["loader"]["position"], num_steps=content["loader"]["num_steps"]),
+        progress=Progress(**content["progress"]),
+        metrics=content["metrics"],
+    )
+
+
+def restore_model(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint with the weights to evaluate and export, in evaluation mode on the CPU.
+
+    Raises LabError where the weights do not fit the network that the checkpoint's config names.
+    """
+    model = build_model(checkpoint.config.model, checkpoint.input_spec.num_classes)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise LabError(
+            f"the weights do not fit the checkpoint's own model.name={checkpoint.config.model.name}: "
+            f"{str(error).splitlines()[-1].strip()[:200]}; use another checkpoint"
+        ) from error
+    return model.eval()
+
+
+# What may change when a run goes on: where it runs and how it is watched, not what it computes.
+_FREE = frozenset(
+    {
+        "run_dir", "resume", "name", "device", "compile", "loader", "strategy",
+        "log_every", "checkpoint_every", "checkpoint_epochs",
+    }
+)  # fmt: skip
+
+
+def require_same_run(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """Raises LabError that lists every setting in which a run to be continued differs from its checkpoint."""
+    before, now = _flat(as_dict(saved)), _flat(as_dict(wanted))
+    differences = [
+        f"  - {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in _FREE
+    ]
+    if differences:
+        raise LabError(
+            "resume=true, but the checkpoint is of another run:\n"
+            + "\n".join(differences)
+            + "\nresume with the settings of the checkpoint, or start anew in another run_dir"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

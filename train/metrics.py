@@ -1,0 +1,48 @@
+"""Counts that add up over batches and ranks; labels below 0 count nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    loss: float
+    """Mean cross entropy, without label smoothing."""
+    top1: float
+    """Share in 0..1."""
+    top5: float
+    """Share in 0..1 with the label among the five best, or among all where there are fewer classes."""
+    num_images: int
+    confusion: torch.Tensor
+    """int64 [classes, classes]: rows are labels, columns predictions."""
+
+
+class EvalCounts:
+    """All in one float64 tensor, so that one all-reduce joins the ranks."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._num_classes = num_classes
+        self.values = torch.zeros(4 + num_classes * num_classes, dtype=torch.float64, device=device)
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """logits float [n, classes], labels int64 [n]."""
+        counted = labels >= 0
+        logits, labels = logits[counted].float(), labels[counted]
+        best = logits.topk(min(5, self._num_classes), dim=1).indices
+        hits = best == labels[:, None]
+        self.values[0] += labels.numel()
+        self.values[1] += F.cross_entropy(logits, labels, reduction="sum")
+        self.values[2] += hits[:, 0].sum()
+        self.values[3] += hits.sum()
+        cells = labels * self._num_classes + best[:, 0]
+        self.values[4:] += torch.bincount(cells, minlength=self._num_classes**2)
+
+    def result(self) -> EvalResult:
+        """Of the counts so far; call on counts that were summed over the ranks."""
+        count, loss, top1, top5 = self.values[:4].tolist()
+        confusion = self.values[4:].reshape(self._num_classes, self._num_classes).to(torch.int64).cpu()
+        return EvalResult(loss / count, top1 / count, top5 / count, int(count), confusion)

@@ -1,0 +1,153 @@
+"""What a run tells: the console, a log file for each rank, metrics.jsonl, TensorBoard. Only rank 0 writes all
+but the log files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import summary
+
+from deploy.input_spec import InputSpec
+from train.events import EventLog
+from train.metrics import EvalResult
+
+log = logging.getLogger("edgelab")
+_console = Console(stderr=True)
+MAX_DRAWN_CLASSES = 50
+"""A confusion matrix of more cells than this a side cannot be read."""
+
+
+def start_logging(folder: Path, rank: int) -> None:
+    """Every rank logs to a file of its own; rank 0 to the console too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / f"rank{rank}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers[:] = [file]
+    if rank == 0:
+        plain = RichHandler(
+            console=_console, show_path=False, show_level=False, markup=False, rich_tracebacks=False
+        )
+        log.handlers.append(plain if _console.is_terminal else logging.StreamHandler(sys.stderr))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+@contextmanager
+def progress_bar(title: str, enabled: bool) -> Iterator[Any]:
+    """Yields show(done, total, text=""). A bar on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=_console, transient=True, disable=not (enabled and _console.is_terminal)
+    ) as bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def show(done: int, total: int, text: str = "") -> None:
+            bar.update(task, completed=done, total=total, text=text)
+
+        yield show
+
+
+class Monitor:
+    """Records of one run. `step` is where it starts: whatever an earlier life wrote after that is dropped."""
+
+    def __init__(self, run_dir: Path, step: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self._metrics_path = run_dir / "metrics.jsonl"
+        _drop_after(self._metrics_path, step)
+        self._metrics = self._metrics_path.open("a")
+        self._events = EventLog(run_dir / "tensorboard", step)
+
+    def train(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        self._record("train", step, epoch, values)
+
+    def eval(self, step: int, epoch: int, result: EvalResult, class_names: tuple[str, ...]) -> None:
+        self._record("eval", step, epoch, {"loss": result.loss, "top1": result.top1, "top5": result.top5})
+        if self.enabled and len(class_names) <= MAX_DRAWN_CLASSES:
+            picture = draw_confusion(result.confusion, class_names)
+            self._events.add(summary.image("eval/confusion", picture, dataformats="CHW"), step)
+
+    def inputs(self, step: int, images: torch.Tensor, spec: InputSpec) -> None:
+        """The first images of a batch as the network sees them, brought back to 0..1 for the eye."""
+        if not self.enabled:
+            return
+        from torchvision.utils import make_grid
+
+        mean = torch.tensor(spec.mean)[:, None, None]
+        std = torch.tensor(spec.std)[:, None, None]
+        pixels = (images[:16].float().cpu() * std + mean).clamp(0, 1)
+        self._events.add(summary.image("train/inputs", make_grid(pixels, nrow=4), dataformats="CHW"), step)
+
+    def close(self) -> None:
+        if self.enabled:
+            self._metrics.close()
+            self._events.close()
+
+    def _record(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._events.add(summary.scalar(f"{kind}/{name}", value), step)
+
+
+def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any:
+    """float [3, height, width] in 0..1: rows are labels, columns predictions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    side = 3 + 0.35 * len(class_names)
+    figure = Figure(figsize=(side, side), dpi=80, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=90)
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    if len(class_names) <= 20:
+        for row, col in torch.nonzero(confusion).tolist():
+            colour = "white" if share[row, col] > 0.5 else "black"
+            axes.text(
+                col, row, str(int(confusion[row, col])), ha="center", va="center", color=colour, fontsize=8
+            )
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.reshape(height, width, 4)[..., :3].permute(2, 0, 1).float() / 255
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the lines of metrics.jsonl up to `step`; a torn last line goes."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
