@@ -1,0 +1,67 @@
+"""From ONNX files to the bundle that goes to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from data.index import Index
+from deploy.bundle import Bundle, Variant, write_bundle
+from deploy.input_spec import InputSpec
+from deploy.preprocess import load_image, preprocess
+
+_VERSIONS_OF = ("edgelab", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def build_bundle(
+    path: Path,
+    *,
+    name: str,
+    spec: InputSpec,
+    variants: Sequence[Variant],
+    models: Mapping[str, Path],
+    samples: Index,
+    commands: Sequence[str],
+) -> Bundle:
+    """Write the bundle with the sample images and what each variant answers to them.
+
+    The answers are computed as ONNX defines the operators, without any backend's optimisations, so that every
+    device is held against the same numbers. Raises LabError; a bundle that was at `path` stays then.
+    """
+    inputs = np.stack([preprocess(load_image(image), spec) for image in samples.paths])
+    return write_bundle(
+        path,
+        name=name,
+        input=spec,
+        variants=variants,
+        models=models,
+        samples=[(Path(p), int(label)) for p, label in zip(samples.paths, samples.labels, strict=True)],
+        expected={variant.name: _logits(models[variant.name], inputs) for variant in variants},
+        versions=_versions(),
+        commands=commands,
+    )
+
+
+def _logits(model: Path, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    result: npt.NDArray[np.float32] = logits
+    return result
+
+
+def _versions() -> dict[str, Any]:
+    installed = {}
+    for package in _VERSIONS_OF:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # edgelab itself, where it runs from a checkout
+    return installed

@@ -1,0 +1,146 @@
+"""A trained network to one FP32 ONNX file, and the proof that the file computes what the network does."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from deploy.errors import LabError
+from deploy.input_spec import InputSpec
+from optimize.files import write_model
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+# The newest that TensorRT 10.3 (JetPack 6.2) and ONNX Runtime 1.20 take, and the exporter's own default.
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """How close the file is to the network: figures only, the caller holds them against its gate."""
+
+    relative_error: float
+    """||onnx - torch||_2 / ||torch||_2 over all logits."""
+    top1_agreement: float
+    """Share of the images, 0 to 1, on which both name the same class."""
+    num_images: int
+
+
+def export_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
+    """Write `model` in evaluation mode as FP32 ONNX: `image` N x 3 x size x size to `logits` N x classes.
+
+    N is dynamic, the size is not. BatchNorm is folded into the convolutions, on a copy: the quantiser then
+    sees the weights that the device multiplies with, and `model` stays as it was. The file appears at `path`
+    complete or not at all, checked by onnx.checker, without the traces and paths of this machine.
+    """
+    folded = fuse(copy.deepcopy(model).cpu().float().eval(), inplace=True)
+    # A batch of 1 would be taken as a constant by torch.export.
+    image = torch.zeros(2, 3, spec.size, spec.size)
+    with _quiet():
+        program = torch.onnx.export(
+            folded,
+            (image,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None, "the dynamo exporter returns a program"
+    proto = program.model_proto
+    _strip(proto)
+    _mean_to_pool(proto)
+    check_static_size(proto)
+    write_model(proto, path)
+
+
+def compare_onnx(model: nn.Module, path: Path, batches: Iterable[np.ndarray]) -> ExportRecord:
+    """Run `model` and the file (ONNX Runtime, CPU, its default optimisations) on the same images.
+
+    `batches`: float32 N x 3 x size x size each. Raises LabError when there are none.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    network = copy.deepcopy(model).cpu().float().eval()
+    difference = reference = 0.0
+    agree = count = 0
+    for batch in batches:
+        with torch.no_grad():
+            expected = network(torch.from_numpy(batch)).numpy().astype(np.float64)
+        actual = session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]
+        difference += float(np.square(actual - expected).sum())
+        reference += float(np.square(expected).sum())
+        agree += int((actual.argmax(1) == expected.argmax(1)).sum())
+        count += len(batch)
+    if count == 0:
+        raise LabError("compare: 0 images, at least 1 is needed; give it some of the validation set")
+    # All-zero logits would be a broken network; the error is then absolute and still tells.
+    return ExportRecord((difference / (reference or 1.0)) ** 0.5, agree / count, count)
+
+
+def check_static_size(model: onnx.ModelProto) -> None:
+    """Raises LabError unless every input dimension but the batch is a number.
+
+    INT8 kernels and a TensorRT engine are chosen for one image size, so a dynamic one is a mistake upstream.
+    """
+    for tensor in model.graph.input:
+        dims = [d.dim_value or d.dim_param or "?" for d in tensor.type.tensor_type.shape.dim]
+        if len(dims) != 4 or not all(isinstance(d, int) for d in dims[1:]):
+            raise LabError(
+                f"ONNX input {tensor.name!r} has shape {dims}, but only the batch of N x 3 x size x size may "
+                "be dynamic; export again with a fixed size"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its progress by print, warning and log; what goes wrong is still raised."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """The exporter writes stack traces with this machine's paths into every node and value."""
+    graph = model.graph
+    parts = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
+    for item in (model, graph, *(item for part in parts for item in part)):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def _mean_to_pool(model: onnx.ModelProto) -> None:
+    """ReduceMean over height and width is GlobalAveragePool, and only that name has an integer kernel."""
+    constants = {i.name: i for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
+            continue
+        axes = sorted(numpy_helper.to_array(constants[node.input[1]]).tolist())
+        keep = all(a.i == 1 for a in node.attribute if a.name == "keepdims")
+        if keep and axes in ([-2, -1], [2, 3]):
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+    read = {name for node in model.graph.node for name in node.input}
+    used = [i for name, i in constants.items() if name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(used)

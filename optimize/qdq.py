@@ -1,0 +1,210 @@
+"""One float network and one set of scales to Q/DQ networks, for TensorRT and for a CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from deploy.errors import LabError
+from optimize.calibrate import LEVELS, Scales
+from optimize.placement import GraphIndex, QuantisedTensor, quantised_tensors
+
+NumberFormat = Literal["s8", "u8"]
+BIAS_LIMIT = 2.0**30
+
+
+def emit(model: onnx.ModelProto, scales: Scales, number_format: NumberFormat) -> onnx.ModelProto:
+    """A copy of the float `model` with QuantizeLinear/DequantizeLinear, its weights stored as int8.
+
+    Activation T becomes the integer tensor `T_q` and the float `T_dq`, which all consumers read; weight W
+    becomes the int8 `W_q` per output channel, -127..127, behind one DequantizeLinear; a bias is rounded to
+    whole steps of the integer accumulator (input scale x weight scale).
+
+    - `s8`, for TensorRT: int8 with zero-point 0 everywhere; the bias as float32, for TensorRT's parser
+      refuses an int32 one.
+    - `u8`, for ONNX Runtime on a CPU: uint8 at the same scales, zero-point 0 where the tensor is never
+      negative and 128 elsewhere, with the ReLU folded into the quantiser; the bias as int32 `B_q`, for
+      ONNX Runtime 1.20 leaves a convolution with a float one in float.
+
+    The two agree bit for bit, T_q(u8) - zero-point == T_q(s8), on any input.
+    Raises LabError where `scales` lacks a tensor, as it does when it belongs to another network.
+    """
+    if number_format not in get_args(NumberFormat):
+        raise LabError(f"emit: number format {number_format!r} must be one of {get_args(NumberFormat)}")
+    tensors = quantised_tensors(model)
+    missing = [t.name for t in tensors if t.name not in scales.tensors]
+    if missing:
+        raise LabError(
+            f"emit: the scales lack {len(missing)} of {len(tensors)} tensors, e.g. {missing[0]!r}; "
+            "they belong to another network, calibrate this one"
+        )
+    return _Emitter(model, scales, number_format == "u8").run(tensors)
+
+
+def weight_scales(weight: np.ndarray, axis: int, bias_limit: np.ndarray | float = 0.0) -> np.ndarray:
+    """float32 scale of each output channel: max |w| / 127, at least `bias_limit`, and 1 where both are 0.
+
+    `bias_limit` is |bias| / (input scale x 2^30): training leaves dead channels with weights near zero, and
+    their bias, counted in steps of the accumulator, must still fit into an int32 beside the sum.
+    """
+    rest = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.maximum(np.abs(weight).max(axis=rest) / LEVELS, bias_limit)
+    result: np.ndarray = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    return result
+
+
+def output_axis(node: onnx.NodeProto) -> int:
+    """The axis of a Conv's or Gemm's weight that counts output channels."""
+    if node.op_type == "Conv":
+        return 0
+    return 0 if any(a.name == "transB" and a.i == 1 for a in node.attribute) else 1
+
+
+class _Emitter:
+    def __init__(self, model: onnx.ModelProto, scales: Scales, unsigned: bool) -> None:
+        self.source = model
+        self.scales = scales
+        self.unsigned = unsigned
+        self.index = GraphIndex(model.graph)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: dict[str, onnx.TensorProto] = {}
+        self.renamed: dict[str, str] = {}
+
+    def run(self, tensors: list[QuantisedTensor]) -> onnx.ModelProto:
+        quantised = {tensor.name: tensor for tensor in tensors}
+        folded = self._folded(quantised) if self.unsigned else {}
+        for tensor in self.source.graph.input:
+            if tensor.name in quantised:
+                self._quantise(quantised[tensor.name], tensor.name, math.inf)
+        for original in self.source.graph.node:
+            output = original.output[0]
+            if output in folded:
+                self.renamed[output] = self._read(original.input[0])
+            else:
+                self._copy(original)
+            if output in quantised:
+                self._quantise(quantised[output], self._read(output), self._upper(output))
+        return self._build()
+
+    def _folded(self, quantised: dict[str, QuantisedTensor]) -> dict[str, float]:
+        """Outputs of ReLUs and Clips from 0 that an unsigned quantiser does by itself."""
+        folded = {}
+        for node in self.source.graph.node:
+            limits = self.index.clip_range(node)
+            if limits is None or limits[0] != 0:
+                continue
+            readers = self.index.consumers.get(node.output[0], [])
+            pooled = readers and all(r.op_type == "MaxPool" and r.output[0] in quantised for r in readers)
+            if node.output[0] in quantised or pooled:
+                folded[node.output[0]] = limits[1]
+        return folded
+
+    def _upper(self, name: str) -> float:
+        """The largest value that `name` can have by its Clip, also through MaxPools."""
+        node = self.index.producer[name]
+        if node.op_type == "MaxPool":
+            return self._upper(node.input[0]) if node.input[0] in self.index.producer else math.inf
+        limits = self.index.clip_range(node)
+        return limits[1] if limits else math.inf
+
+    def _read(self, name: str) -> str:
+        return self.renamed.get(name, name)
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        self.initialisers[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def _quantise(self, tensor: QuantisedTensor, source: str, upper: float) -> None:
+        name = tensor.name
+        zero_point = 0 if tensor.non_negative or not self.unsigned else 128
+        scale = np.float32(self.scales.tensors[name])
+        dtype = np.uint8 if self.unsigned else np.int8
+        by = [self._constant(f"{name}_scale", np.array(scale))]
+        by.append(self._constant(f"{name}_zero_point", np.array(zero_point, dtype)))
+        # uint8 at zero-point 0 would go on to 255 where int8 stops at 127, and past the limit of a Clip that
+        # was folded: so the integers are clamped. ONNX Runtime 1.20 and 1.32 fuse QLinearConv and QLinearAdd
+        # around it. Cost, alternated with a file without it, batch 1, 224 px, two AVX2 cores, p50: ResNet-18
+        # 14.6 against 14.3 ms, ResNet-50 28.6 against 29.0, that is 1 to 27 us a tensor. (Min has no uint8
+        # kernel in 1.20.) It also keeps AVX2's 16-bit sum of two products in range: 2 x 127 x 127 < 2^15.
+        clamp = self.unsigned and tensor.non_negative
+        integer = f"{name}_q_open" if clamp else f"{name}_q"
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", [source, *by], [integer], f"{name}_QuantizeLinear")
+        )
+        if clamp:
+            limit = min(LEVELS, int(np.rint(np.float32(upper) / scale)) if math.isfinite(upper) else LEVELS)
+            lowest = self._constant("u8_0", np.array(0, np.uint8))
+            highest = self._constant(f"u8_{limit}", np.array(limit, np.uint8))
+            clip = helper.make_node("Clip", [integer, lowest, highest], [f"{name}_q"], f"{name}_Clip")
+            self.nodes.append(clip)
+        self.nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [f"{name}_q", *by], [f"{name}_dq"], f"{name}_DequantizeLinear"
+            )
+        )
+        self.renamed[name] = f"{name}_dq"
+
+    def _copy(self, original: onnx.NodeProto) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        if self.index.weight(original) is not None:
+            self._quantise_parameters(original)
+        del node.input[:]
+        node.input.extend(self._read(name) for name in original.input)
+        for name in original.input:
+            if name in self.index.constants and name not in self.renamed and name not in self.initialisers:
+                self.initialisers[name] = self.index.constants[name]
+        self.nodes.append(node)
+
+    def _quantise_parameters(self, node: onnx.NodeProto) -> None:
+        """Weight and bias of a Conv or Gemm."""
+        name, axis = node.input[1], output_axis(node)
+        if name in self.renamed:
+            raise LabError(
+                f"emit: weight {name!r} is used twice, once is supported; give {node.name!r} its own"
+            )
+        weight = numpy_helper.to_array(self.index.constants[name])
+        bias_name = node.input[2] if len(node.input) > 2 and node.input[2] in self.index.constants else None
+        input_scale = np.float32(self.scales.tensors[node.input[0]])
+        if bias_name is None:
+            scale = weight_scales(weight, axis)
+        else:
+            bias = numpy_helper.to_array(self.index.constants[bias_name])
+            scale = weight_scales(weight, axis, np.abs(bias) / input_scale / BIAS_LIMIT)
+            self._quantise_bias(bias_name, bias, input_scale * scale)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        integers = np.clip(np.rint(weight / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
+        self._dequantise_constant(name, integers, scale, axis)
+
+    def _quantise_bias(self, name: str, bias: np.ndarray, step: np.ndarray) -> None:
+        integers = np.rint(bias / step).astype(np.int32)
+        if self.unsigned:
+            self._dequantise_constant(name, integers, step, 0)
+        else:
+            # The product that DequantizeLinear would compute, so that both forms add the same float.
+            self._constant(name, integers.astype(np.float32) * step)
+
+    def _dequantise_constant(self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
+        inputs = [
+            self._constant(f"{name}_q", integers),
+            self._constant(f"{name}_scale", scale),
+            self._constant(f"{name}_zero_point", np.zeros(len(scale), integers.dtype)),
+        ]
+        self.nodes.append(
+            helper.make_node(
+                "DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_DequantizeLinear", axis=axis
+            )
+        )
+        self.renamed[name] = f"{name}_dq"
+
+    def _build(self) -> onnx.ModelProto:
+        result = onnx.ModelProto()
+        result.CopyFrom(self.source)
+        del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
+        result.graph.node.extend(self.nodes)
+        result.graph.initializer.extend(self.initialisers.values())
+        return result

@@ -1,0 +1,1 @@
+"""Commands that span the rooms. Each is `python -m scripts.NAME`."""

@@ -1,0 +1,177 @@
+"""Write one interactive HTML page about a run, or several runs side by side. It opens offline.
+
+`python -m scripts.report runs/a runs/b --out both.html`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from deploy.errors import LabError
+from deploy.manifest import read_manifest
+from deploy.results import read_measurements
+from scripts import report_figures as plots
+from scripts import report_html as html
+from scripts.report_figures import Figure, Metrics, Series
+from scripts.report_html import SOURCES, Run
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 for a user's mistake, told on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.report",
+        description="Write one interactive HTML page about a run, or several runs side by side.",
+        epilog="example: python -m scripts.report runs/a runs/b --out both.html",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
+    options = parser.parse_args(argv)
+    try:
+        print(write_report(options.runs, options.out))
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page and return its path. Raises LabError for a folder with nothing in it to report."""
+    target = out or folders[0] / "report.html"
+    page = render([read_run(folder) for folder in folders])
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise LabError(f"{target}: cannot be written ({error.strerror}); choose another --out") from error
+    return target
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run folder holds. Raises LabError when it holds none of SOURCES, or a broken one."""
+    missing = tuple(name for name in SOURCES if not (folder / name).is_file())
+    if len(missing) == len(SOURCES):
+        raise LabError(f"{folder}: holds none of {', '.join(SOURCES)}; give the folder of a run")
+    has = {name: name not in missing for name in SOURCES}
+    return Run(
+        path=folder,
+        label=folder.resolve().name,
+        metrics=_read_metrics(folder / "metrics.jsonl") if has["metrics.jsonl"] else [],
+        measurements=read_measurements(folder / "results.jsonl") if has["results.jsonl"] else [],
+        bundle=read_manifest(folder / "bundle") if has["bundle/bundle.json"] else None,
+        config=(folder / "config.yaml").read_text(encoding="utf-8") if has["config.yaml"] else "",
+        missing=missing,
+    )
+
+
+def _read_metrics(path: Path) -> Metrics:
+    found: Metrics = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break  # a run that is still writing; the line is whole the next time
+        try:
+            raw = json.loads(line)
+            found.append({**raw, "kind": str(raw["kind"]), "step": int(raw["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise LabError(f"{path}, line {number}: {error!r}; remove that line") from error
+    return found
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The whole page."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise LabError("the report needs plotly: pip install plotly") from error
+    labels = _labels(runs)
+    series = [Series(label, run.metrics, run.rows) for label, run in zip(labels, runs, strict=True)]
+    figures = _figures(series)
+    body = [
+        *(
+            html.headline(run, label, i, len(runs))
+            for i, (run, label) in enumerate(zip(runs, labels, strict=True))
+        ),
+        html.results(runs, labels),
+        html.latency_section(figures),
+        html.training_section(figures),
+        html.provenance(runs, labels),
+    ]
+    drawn = {name: figure for name, figure in figures.items() if figure}
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(_title(runs)),
+        lead=escape("; ".join(dict.fromkeys(_story(run) for run in runs))),
+        body="\n".join(body),
+        created=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
+        plotly=get_plotlyjs(),
+        # "<" never appears, so no text of ours can end the script element.
+        figures=json.dumps(drawn, allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Folder names, with the parent's where two are the same."""
+    names = [run.label for run in runs]
+    return [
+        name if names.count(name) == 1 else "/".join(run.path.resolve().parts[-2:])
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = [run.bundle.name if run.bundle else run.label for run in runs]
+    return " and ".join(dict.fromkeys(names)) if len(set(names)) <= 2 else f"{len(runs)} runs side by side"
+
+
+def _story(run: Run) -> str:
+    """What was trained, in half a sentence, from whatever of the run is there."""
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.create(run.config or "{}")
+    words = []
+    for group, before in (("model", ""), ("data", "on "), ("loader", "read by "), ("strategy", "strategy ")):
+        name = OmegaConf.select(config, f"{group}.name")
+        if name:
+            words.append(f"{before}{name}")
+    evals = [m for m in run.metrics if m["kind"] == "eval"]
+    if evals:
+        words.append(f"{evals[-1]['epoch']} epochs, {evals[-1]['step']} steps")
+    if run.bundle:
+        side = run.bundle.input.size
+        words.append(f"{run.bundle.input.num_classes} classes at {side} x {side} px")
+    if run.measurements:
+        machine = run.measurements[-1].machine
+        words.append(f"measured on {machine.get('device') or machine.get('cpu') or 'an unnamed machine'}")
+    return ", ".join(words) or run.label
+
+
+def _figures(series: Sequence[Series]) -> dict[str, Figure | None]:
+    return {
+        "trade-off": plots.trade_off(series),
+        "histogram": plots.histogram(series),
+        "tail": plots.tail(series),
+        "loss": plots.curve(
+            series, [("train", "loss", "training", 1), ("eval", "loss", "evaluation", 1)], "loss", log=True
+        ),
+        "top1": plots.curve(
+            series, [("eval", "top1", "top-1", 100), ("eval", "top5", "top-5", 100)], "accuracy, %", log=False
+        ),
+        "lr": plots.curve(series, [("train", "lr", "learning rate", 1)], "learning rate", log=False),
+        "speed": plots.curve(series, [("train", "images_per_s", "images/s", 1)], "images/s", log=False),
+        "wait": plots.curve(
+            series, [("train", "data_wait", "waiting for data", 100)], "waiting for data, %", log=False
+        ),
+        "norm": plots.curve(series, [("train", "grad_norm", "gradient norm", 1)], "gradient norm", log=True),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

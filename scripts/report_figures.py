@@ -1,0 +1,321 @@
+"""The report's plots, as the plain dicts that plotly.js draws. Colours of text and grid are the page's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deploy.table import Row
+
+Figure = dict[str, Any]
+Metrics = list[dict[str, Any]]
+
+# Readable on white and on near-black; the order keeps neighbours apart for colour-blind eyes.
+COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0518f", "#8b5cf6", "#14b8c4", "#ef5b4c", "#94a3b8")
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "cross", "hexagon", "x")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MAX_POINTS = 1500  # a curve; more only makes the page heavy
+
+
+@dataclass(frozen=True)
+class Series:
+    """One run as the plots need it: its short name, its metrics, its measured variants."""
+
+    label: str
+    metrics: Metrics
+    rows: list[Row]
+
+
+def trade_off(runs: Sequence[Series]) -> Figure | None:
+    """Top-1 against p50, one point a variant; None where no accuracy was measured."""
+    traces: list[dict[str, Any]] = []
+    for i, run in enumerate(runs):
+        for j, row in enumerate(run.rows):
+            top1 = row.about.accuracy.top1
+            if top1 is None:
+                continue
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers+text",
+                    "name": _name(runs, run, row),
+                    "x": [row.latency.p50_ms],
+                    "y": [top1 * 100],
+                    "text": [row.about.variant],
+                    "textposition": ("top center", "bottom center", "bottom center", "top center")[j % 4],
+                    "cliponaxis": False,
+                    "marker": {
+                        "color": _colour(runs, i, j),
+                        "symbol": _SYMBOLS[j % len(_SYMBOLS)] if len(runs) > 1 else "circle",
+                        "size": 12 + 3 * math.log2(1 + row.about.file_bytes / 2**20),
+                        "opacity": 0.9,
+                    },
+                    "error_x": {
+                        "type": "data",
+                        "symmetric": False,
+                        "array": [row.latency.p99_ms - row.latency.p50_ms],
+                        "arrayminus": [0],
+                        "thickness": 1.5,
+                        "color": _colour(runs, i, j),
+                    },
+                    "hovertemplate": _hover(run, row),
+                }
+            )
+    if not traces:
+        return None
+    values = [trace["y"][0] for trace in traces]
+    # Padded, and never less than a point high: noise of a hundredth must not look like a cliff.
+    pad = max(0.5, (max(values) - min(values)) * 0.35)
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {
+                "title": {"text": "p50 latency, ms (log); whisker to p99"},
+                "type": "log",
+                **_few_ticks(),
+            },
+            "yaxis": {
+                "title": {"text": "top-1, %"},
+                "range": [min(values) - pad, min(100.0, max(values)) + pad],
+            },
+            "showlegend": len(runs) > 1,
+            "annotations": [_corner("↖ faster, more accurate", 0.01, 0.99)],
+        },
+    }
+
+
+def histogram(runs: Sequence[Series]) -> Figure | None:
+    """Share of the queries in each bin of latency, up to the slowest variant's p99; None without samples."""
+    timed = _timed(runs)
+    if not timed:
+        return None
+    low = min(min(row.about.latency_samples_ms) for _, _, _, row in timed)
+    high = max(row.latency.p99_ms for _, _, _, row in timed) * 1.05
+    edges = np.geomspace(max(low * 0.97, 1e-4), max(high, low * 1.05), 90)
+    traces, lines = [], []
+    for i, j, run, row in timed:
+        counts, _ = np.histogram(row.about.latency_samples_ms, edges)
+        colour = _colour(runs, i, j)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": _name(runs, run, row),
+                "x": edges[:-1].round(5).tolist(),
+                "y": (100 * counts / len(row.about.latency_samples_ms)).round(3).tolist(),
+                "line": {"shape": "hv", "color": colour, "width": 1.5},
+                "fill": "tozeroy",
+                "fillcolor": colour + "33",
+                "hovertemplate": "from %{x:.3f} ms: %{y:.1f} % of queries",
+            }
+        )
+        lines.append(
+            {
+                "type": "line",
+                "x0": row.latency.p50_ms,
+                "x1": row.latency.p50_ms,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "line": {"color": colour, "width": 1.5, "dash": "dot"},
+            }
+        )
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "latency, ms (log); dotted: p50"}, "type": "log", **_few_ticks()},
+            "yaxis": {"title": {"text": "share of queries, %"}, "rangemode": "tozero"},
+            "shapes": lines,
+        },
+    }
+
+
+def tail(runs: Sequence[Series]) -> Figure | None:
+    """For each latency the share of queries that took longer, both axes logarithmic; None without samples."""
+    timed = _timed(runs)
+    if not timed:
+        return None
+    traces: list[dict[str, Any]] = []
+    for i, j, run, row in timed:
+        ordered = np.sort(np.asarray(row.about.latency_samples_ms))
+        count = len(ordered)
+        # Log-spaced ranks from the slow end: every one of the slowest is kept, the bulk is thinned.
+        ranks = np.unique(np.geomspace(1, count, min(count, _MAX_POINTS // 2)).astype(int))
+        colour, name = _colour(runs, i, j), _name(runs, run, row)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "legendgroup": name,
+                "x": ordered[count - ranks].round(4).tolist(),
+                "y": (100 * ranks / count).tolist(),
+                "line": {"shape": "hv", "color": colour, "width": 2},
+                "hovertemplate": "%{y:.3g} % of queries take %{x:.3f} ms or more",
+            }
+        )
+        percentiles = [
+            ("p50", 50, row.latency.p50_ms),
+            ("p90", 10, row.latency.p90_ms),
+            ("p99", 1, row.latency.p99_ms),
+        ]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "legendgroup": name,
+                "showlegend": False,
+                "x": [ms for _, _, ms in percentiles],
+                "y": [above for _, above, _ in percentiles],
+                "customdata": [label for label, _, _ in percentiles],
+                "marker": {"color": colour, "size": 9},
+                "hovertemplate": "%{customdata}: %{x:.3f} ms",
+            }
+        )
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "latency, ms (log)"}, "type": "log", **_few_ticks()},
+            "yaxis": {
+                "title": {"text": "queries at least as slow"},
+                "type": "log",
+                "tickvals": [100, 50, 10, 1, 0.1, 0.01],
+                "ticktext": ["all", "p50", "p90", "p99", "p99.9", "p99.99"],
+            },
+        },
+    }
+
+
+def curve(
+    runs: Sequence[Series], plots: Sequence[tuple[str, str, str, float]], title: str, log: bool
+) -> Figure | None:
+    """Curves over the steps; None where no run has any.
+
+    plots: (kind of the metrics line, its key, how to name it, factor). A noisy curve of kind "train" is drawn
+    faint with its moving average over it.
+    """
+    traces = []
+    for i, run in enumerate(runs):
+        for j, (kind, key, words, factor) in enumerate(plots):
+            points = [
+                (m["step"], m[key] * factor) for m in run.metrics if m["kind"] == kind and _finite(m, key)
+            ]
+            if not points:
+                continue
+            name = f"{run.label}: {words}" if len(runs) > 1 else words
+            colour = _colour(runs, i, j)
+            look = {"color": colour, "width": 2, "dash": _DASHES[j % 4] if len(runs) > 1 else "solid"}
+            if kind == "train" and key != "lr":
+                traces.append(
+                    _line(name + ", each", points, {**look, "width": 1}, opacity=0.3, showlegend=False)
+                )
+                points = _smooth(points)
+            mode = "lines+markers" if kind == "eval" else "lines"
+            traces.append(_line(name, points, look, mode=mode))
+    if not traces:
+        return None
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "step"}},
+            "yaxis": {"title": {"text": title}, "type": "log" if log else "linear"},
+            "hovermode": "x unified",
+            "showlegend": len({t["name"] for t in traces if t.get("showlegend", True)}) > 1,
+        },
+    }
+
+
+def _line(
+    name: str, points: Sequence[tuple[int, float]], look: dict[str, Any], mode: str = "lines", **more: Any
+) -> dict[str, Any]:
+    kept = points[:: max(1, math.ceil(len(points) / _MAX_POINTS))]
+    if kept[-1] != points[-1]:
+        kept = [*kept, points[-1]]
+    hover = "skip" if "opacity" in more else "all"
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": name,
+        "x": [step for step, _ in kept],
+        "y": [float(f"{value:.6g}") for _, value in kept],
+        "line": look,
+        "marker": {"size": 6},
+        "hoverinfo": hover,
+        **more,
+    }
+
+
+def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Exponential moving average over about a fiftieth of the curve, corrected for its start (as Adam's)."""
+    keep = 1 - 1 / max(1.0, len(points) / 50)
+    average, smoothed = 0.0, []
+    for n, (step, value) in enumerate(points, start=1):
+        average = keep * average + (1 - keep) * value
+        smoothed.append((step, average / (1 - keep**n)))
+    return smoothed
+
+
+def _timed(runs: Sequence[Series]) -> list[tuple[int, int, Series, Row]]:
+    return [
+        (i, j, run, row)
+        for i, run in enumerate(runs)
+        for j, row in enumerate(run.rows)
+        if row.about.latency_samples_ms
+    ]
+
+
+def _colour(runs: Sequence[Series], run: int, part: int) -> str:
+    """A colour a run; with a single run, a colour a variant or curve."""
+    return COLOURS[(run if len(runs) > 1 else part) % len(COLOURS)]
+
+
+def _name(runs: Sequence[Series], run: Series, row: Row) -> str:
+    return f"{run.label}: {row.about.variant}" if len(runs) > 1 else row.about.variant
+
+
+def _hover(run: Series, row: Row) -> str:
+    m = row.about
+    many = row.throughput
+    lines = [
+        f"<b>{m.variant}</b> ({run.label})",
+        f"top-1 {_number(m.accuracy.top1, '.2%')} on {m.accuracy.num_images} images",
+        f"agrees with fp32: {_number(m.accuracy.agreement_with_fp32, '.2%')}",
+        f"p50 {row.latency.p50_ms:.3f} ms, p90 {row.latency.p90_ms:.3f}, p99 {row.latency.p99_ms:.3f}",
+        f"speed-up {_number(row.speedup, '.2f')}",
+        f"images/s {_number(many.throughput_images_per_s if many else None, '.0f')}",
+        f"{m.file_bytes / 2**20:.2f} MiB, peak memory {_number(m.peak_memory_mib, '.0f')} MiB",
+        f"{m.backend} {m.backend_version}, {m.threads} threads, batch {m.batch}, {m.rule.count} queries",
+    ]
+    return "<br>".join(lines).replace("%{", "% {") + "<extra></extra>"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not measured" if value is None else format(value, form)
+
+
+def _corner(text: str, x: float, y: float) -> dict[str, Any]:
+    return {
+        "text": text,
+        "xref": "paper",
+        "yref": "paper",
+        "x": x,
+        "y": y,
+        "showarrow": False,
+        "opacity": 0.6,
+    }
+
+
+def _few_ticks() -> dict[str, Any]:
+    """1, 2, 5, 10 ... on a logarithmic axis: plotly's own crowd on a phone."""
+    values = [a * 10.0**e for e in range(-3, 5) for a in (1, 2, 5)]
+    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
+
+
+def _finite(line: dict[str, Any], key: str) -> bool:
+    value = line.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)
