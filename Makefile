@@ -41,7 +41,7 @@ clean: ## remove runs, data sets and caches; .venv stays
 $(VENV)/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and \
 	    f"error: Python {v.major}.{v.minor} is too old, 3.10 is the least: make PYTHON=/path/to/python3.12 ...")'
-	@echo "Installing into $(VENV): about 5 GB with CUDA's libraries, some minutes the first time."
+	@echo "Installing into $(VENV): about 7 GB with CUDA's libraries, some minutes the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	@touch $@

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -63,6 +63,12 @@ def as_dict(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """A config dataclass as YAML, for people."""
     return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """What :func:`to_yaml` wrote, unchecked: for showing, not for running."""
+    raw = OmegaConf.to_container(OmegaConf.create(text))
+    return cast(dict[str, Any], raw)
 
 
 def from_dict(raw: Any, schema: type[T]) -> T:

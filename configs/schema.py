@@ -80,6 +80,12 @@ class ImageFolderConfig(_Data):
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share held out, stratified, where `root` has no split folders."""
 
+    @model_validator(mode="after")
+    def _splits_differ(self) -> ImageFolderConfig:
+        if self.train_split == self.val_split:
+            raise ValueError(f"train_split and val_split are both {self.val_split!r}: they must differ")
+        return self
+
 
 @dataclass(config=_CLOSED, frozen=True)
 class Cifar10Config(_Data):

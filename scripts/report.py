@@ -13,8 +13,8 @@ from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
+from configs.load import from_yaml
 from deploy.errors import LabError
 from deploy.manifest import read_manifest
 from deploy.results import read_measurements
@@ -133,12 +133,10 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _story(run: Run) -> str:
     """What was trained, in half a sentence, from whatever of the run is there."""
-    from omegaconf import OmegaConf
-
-    config: Any = OmegaConf.create(run.config or "{}")
+    config = from_yaml(run.config) if run.config else {}
     words = []
     for group, before in (("model", ""), ("data", "on "), ("loader", "read by "), ("strategy", "strategy ")):
-        name = OmegaConf.select(config, f"{group}.name")
+        name = config.get(group, {}).get("name")
         if name:
             words.append(f"{before}{name}")
     evals = [m for m in run.metrics if m["kind"] == "eval"]

@@ -142,7 +142,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
                     f"optim.lr={config.optim.lr:g}, set clip_grad_norm=1, or use precision=fp32; "
                     "the last checkpoint stands"
                 )
-            job.monitor.train(progress.step, progress.epoch, values)
+            job.monitor.train(progress.step, progress.epoch + 1, values)
             text = f"loss {values['loss']:.3f}  {values['images_per_s']:,.0f} img/s"
             job.show(progress.step - start, steps_per_epoch, text)
         if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step < end:

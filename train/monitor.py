@@ -18,11 +18,14 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import summary
 
+from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from train.events import EventLog
 from train.metrics import EvalResult
 
 log = logging.getLogger("edgelab")
+log_file = logging.getLogger("edgelab.file")
+"""For what the console is told in another way."""
 _console = Console(stderr=True)
 MAX_DRAWN_CLASSES = 50
 """A confusion matrix of more cells than this a side cannot be read."""
@@ -33,14 +36,30 @@ def start_logging(folder: Path, rank: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / f"rank{rank}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.handlers[:] = [file]
-    if rank == 0:
-        plain = RichHandler(
-            console=_console, show_path=False, show_level=False, markup=False, rich_tracebacks=False
-        )
-        log.handlers.append(plain if _console.is_terminal else logging.StreamHandler(sys.stderr))
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for logger, handlers in ((log, [file, *_console_handlers(rank)]), (log_file, [file])):
+        logger.handlers[:] = handlers
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+@contextmanager
+def own_mistakes(rank: int) -> Iterator[None]:
+    """Around what may fail on one rank alone; rank 0's are told by the command itself."""
+    try:
+        yield
+    except LabError as error:
+        if rank != 0:
+            print(f"error: rank {rank}: {error}", file=sys.stderr)
+        raise
+
+
+def _console_handlers(rank: int) -> list[logging.Handler]:
+    if rank != 0:
+        return []
+    if not _console.is_terminal:
+        return [logging.StreamHandler(sys.stderr)]
+    # Rich's own, so that a line does not tear the progress bar.
+    return [RichHandler(console=_console, show_path=False, show_level=False, markup=False)]
 
 
 @contextmanager
@@ -65,7 +84,8 @@ def progress_bar(title: str, enabled: bool) -> Iterator[Any]:
 
 
 class Monitor:
-    """Records of one run. `step` is where it starts: whatever an earlier life wrote after that is dropped."""
+    """Records of one run; epochs count from 1. `step` is where it starts: what an earlier life wrote later is
+    dropped."""
 
     def __init__(self, run_dir: Path, step: int, enabled: bool) -> None:
         self.enabled = enabled

@@ -20,7 +20,7 @@ from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, requir
 from train.ema import Ema
 from train.loop import Job, Training, choose_precision, classification_loss, evaluate, train_epoch
 from train.model import build_model, count_parameters
-from train.monitor import Monitor, log, progress_bar, start_logging
+from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.ranks import Ranks, choose_device
 from train.stop import StopRequest
@@ -44,7 +44,7 @@ def run(config: TrainConfig) -> dict[str, float]:
         metrics = _train(config, run_dir, strategy, precision)
     except BaseException as error:
         # No farewell to the other ranks: they may be waiting for this one, and the launcher ends them.
-        log.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, LabError))
+        log_file.error("%s", error, exc_info=True)
         raise
     strategy.close()
     return metrics
@@ -141,10 +141,10 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         run_dir, config.model.name, count_parameters(model) / 1e6, spec.num_classes,
         len(splits.train), len(splits.val), config.batch_size, ranks.world, device.type, precision,
     )  # fmt: skip
-    if progress.epoch == config.epochs:
-        log.info("this run is complete: all %d epochs are done", config.epochs)
-    with StopRequest() as stop, progress_bar(config.name, ranks.is_first) as show:
+    with own_mistakes(ranks.rank), StopRequest() as stop, progress_bar(config.name, ranks.is_first) as show:
         job = Job(config, spec, precision, strategy, classification_loss(config), monitor, stop, save, show)
+        if progress.epoch == config.epochs:
+            log.info("this run is complete: all %d epochs are done", config.epochs)
         while progress.epoch < config.epochs:
             finished = train_epoch(training, train_loader, job)
             result = evaluate(training.evaluated, eval_loader, job) if finished else None
@@ -155,7 +155,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
                 break
             progress.epoch += 1
             metrics = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-            monitor.eval(progress.step, progress.epoch - 1, result, spec.class_names)
+            monitor.eval(progress.step, progress.epoch, result, spec.class_names)
             log.info(
                 "epoch %d of %d  top-1 %.2f %%  loss %.4f",
                 progress.epoch, config.epochs, 100 * result.top1, result.loss,

@@ -1,0 +1,25 @@
+"""What every benchmark prints alike: the machine, and ratios beside their goals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+
+import torch
+
+from deploy.machine import describe_machine
+
+
+def machine_line(device: torch.device) -> str:
+    machine = describe_machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine["cpu"]
+    versions = f"torch {torch.__version__}, DALI {metadata.version('nvidia-dali-cuda130')}"
+    return f"{name}, {machine['cores']} cores, Python {machine['python']}, {versions}"
+
+
+def ratio_line(what: str, ours: Sequence[float], theirs: Sequence[float], goal: str) -> str:
+    """The median over the rounds of ours / theirs, its range, and the goal."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    middle = statistics.median(ratios)
+    return f"  {what}: {middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); goal: {goal}"

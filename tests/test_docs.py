@@ -1,0 +1,62 @@
+"""The commands that the documentation shows exist and are accepted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from configs.schema import QuantizeConfig, TrainConfig
+from tests.processes import ROOT, python
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
+            found += [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
+    return list(dict.fromkeys(found))
+
+
+def test_the_readme_has_its_two_commands() -> None:
+    assert {"make demo", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+def test_make_targets_exist(command: str) -> None:
+    assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if " -m train " in c])
+def test_training_commands_compose(command: str) -> None:
+    overrides = [word for word in shlex.split(command.split(" -m train ")[1]) if not word.startswith("--")]
+    load("train", TrainConfig, [word for word in overrides if "=" in word])
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "quantize_and_benchmark " in c])
+def test_compression_commands_compose(command: str) -> None:
+    load("quantize_and_benchmark", QuantizeConfig, shlex.split(command.split("quantize_and_benchmark ")[1]))
+
+
+MODULES = sorted({m for c in commands() for m in re.findall(r"python3? -m ([\w.]+(?: bench| verify)?)", c)})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_run_and_help(module: str) -> None:
+    done = python("-m", *module.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"])
+def test_links_and_paths_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    named = re.findall(r"`((?:configs|data|deploy|optimize|scripts|tests|train)/[\w/]*[\w.]*)`", text)
+    assert [path for path in linked if not (document.parent / path).exists()] == []
+    assert [path for path in named if "*" not in path and not (ROOT / path).exists()] == []
