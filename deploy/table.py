@@ -9,6 +9,8 @@ from deploy.measure import LatencySummary
 from deploy.results import Measurement
 
 _NOISY_CV = 0.25
+# What a ResNet gains at batch 1 on a CPU with VNNI, and more.
+_EXPECTED_GAIN = 2.5
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ def notes(found: Sequence[Row]) -> list[str]:
             lines.append(
                 f"WARNING: {r.about.variant} is SLOWER than fp32 ({r.speedup:.2f}x): {_cause(r.about)}"
             )
+    gains = [r.speedup for r in found if r.about.precision.startswith("int") and r.speedup is not None]
+    if gains and 1 <= max(gains) < _EXPECTED_GAIN and found[0].about.machine.get("int8_dot_product") is False:
+        lines.append(
+            "note: this CPU has no INT8 dot product (VNNI, dotprod), so INT8 gains less here than "
+            "where there is one."
+        )
     for r in found:
         if r.latency.cv > _NOISY_CV:
             lines.append(

@@ -147,6 +147,13 @@ def test_a_slow_int8_is_said_loudly(changes: dict[str, object], cause: str) -> N
     assert "WARNING" not in format_table([measurement(), measurement("int8", 1.0, **changes)])
 
 
+def test_a_cpu_without_a_dot_product_is_named() -> None:
+    machine = {"cpu": "a cpu", "device": None, "int8_dot_product": False}
+    rows = [measurement(machine=machine), measurement("int8", 1.5, machine=machine)]
+    assert "note: this CPU has no INT8 dot product" in format_table(rows)
+    assert "note:" not in format_table([measurement(), measurement("int8", 1.5)])
+
+
 def test_a_noisy_machine_is_named() -> None:
     noisy = measurement("int8", latency=summarise([1.0, 1.0, 9.0]))
     assert "note: int8: latency varies by" in format_table([measurement(), noisy])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from functools import partial
@@ -36,6 +37,8 @@ def run(config: TrainConfig) -> dict[str, float]:
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
     if device.type == "cpu" and (ranks.launched or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
+    # The sizes of the images never change, so the search for the fastest kernels pays after a few steps.
+    torch.backends.cudnn.benchmark = True
     precision = choose_precision(config.precision, device)
     strategy = build_strategy(config.strategy, ranks, device)
     run_dir = strategy.on_first(partial(open_run_dir, config))
@@ -52,7 +55,9 @@ def run(config: TrainConfig) -> dict[str, float]:
 
 def open_run_dir(config: TrainConfig) -> Path:
     """The run's folder. Raises LabError where it holds another run."""
-    run_dir = Path(config.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.name}")
+    if config.run_dir is None:
+        return _new_run_dir(f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}")
+    run_dir = Path(config.run_dir)
     checkpoint = run_dir / NAME
     if checkpoint.exists() and not config.resume:
         raise LabError(
@@ -63,6 +68,18 @@ def open_run_dir(config: TrainConfig) -> Path:
         require_same_run(load_checkpoint(checkpoint).config, config)
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
+
+
+def _new_run_dir(name: str) -> Path:
+    """runs/NAME, or with a number behind it where two runs began in the same second."""
+    for number in itertools.count(1):
+        run_dir = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run_dir
+    raise AssertionError("unreachable")
 
 
 def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: str) -> dict[str, float]:
