@@ -1,8 +1,9 @@
 """Every image is opened and decoded once before a run, so that none can end it in the middle.
 
 JPEG and PNG in 8-bit grey or RGB are what all our decoders read alike. Whatever else Pillow can read (CMYK,
-palettes, transparency, 16 bit, a GIF named .jpg) is converted once to an RGB PNG in the cache. What it cannot
-read is broken. Results are remembered by path, size and time of change, so that the next run reads none.
+palettes, transparency, 16 bit, a GIF named .jpg, an orientation outside of EXIF) is converted once to an RGB
+PNG in the cache. What it cannot read is broken. Results are remembered by path, size and time of change, so
+that the next run reads none.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
 
 from deploy.errors import LabError
 
@@ -55,7 +59,8 @@ def check_images(
                 known[keys[i]] = result
                 # A broken file may be mended without a trace in its size or time (a mount that was away).
                 if not result.broken:
-                    cache.write(json.dumps({"key": keys[i], **asdict(result)}) + "\n")
+                    # A line of its own, also after the torn last line of a run that was killed.
+                    cache.write("\n" + json.dumps({"key": keys[i], **asdict(result)}))
                 advance(1)
     return [known[key] for key in keys]
 
@@ -63,25 +68,66 @@ def check_images(
 def check_image(path: str, converted_dir: Path, key: str) -> Checked:
     """Open and decode one file."""
     try:
+        path.encode()  # DALI and torch take no other names
         with Image.open(path) as image:
-            kind, mode = image.format or "?", image.mode
-            sideways = image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
-            width, height = image.size[::-1] if sideways else image.size
-            if mode in _READ_ALIKE.get(kind, ()):
+            if image.format == "PNG":
+                _require_whole_png(path)
+            why = _read_differently(image)
+            if not why:
+                sideways = image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
+                width, height = image.size[::-1] if sideways else image.size
                 # A JPEG at an eighth of its size: all of it is read and entropy-decoded, for a third.
                 image.draft("L", (1, 1))
                 image.load()
                 return Checked(path, height, width, "", False)
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = _to_rgb(ImageOps.exif_transpose(image))
             copy = converted_dir / f"{key}.png"
             _save_atomically(upright, copy)
-            return Checked(str(copy), height, width, f"{kind} in mode {mode}, converted to RGB", False)
+            return Checked(str(copy), upright.height, upright.width, f"{why}, converted to RGB", False)
     except Exception as error:  # Pillow raises a dozen kinds; whatever it is, this file cannot be used.
         if isinstance(error, OSError) and error.errno is not None and not os.path.exists(path):
             return Checked(path, 0, 0, "cannot be opened: it leads nowhere", True)
         if isinstance(error, OSError) and os.path.isfile(path) and os.path.getsize(path) == 0:
             return Checked(path, 0, 0, "0 bytes", True)
         return Checked(path, 0, 0, f"{type(error).__name__}: {str(error)[:120]}", True)
+
+
+def _read_differently(image: ImageFile.ImageFile) -> str:
+    """What would set our decoders apart on this file; empty where all read it alike."""
+    kind = image.format or "?"
+    if image.mode not in _READ_ALIKE.get(kind, ()):
+        return f"{kind} in mode {image.mode}"
+    if kind == "PNG" and str(image.tile[0][3]).endswith(";16B"):
+        return "PNG with 16 bits a channel"
+    # Only Pillow looks for the orientation in XMP and in text chunks too.
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    if image.getexif().get(_ORIENTATION_TAG) != exif.get(_ORIENTATION_TAG):
+        return f"{kind} with its orientation outside of EXIF"
+    return ""
+
+
+def _require_whole_png(path: str) -> None:
+    """Walk all chunks: Pillow forgives wrong checksums and a torn end, at which torchvision crashes."""
+    content = memoryview(Path(path).read_bytes())
+    at, kind = 8, b""
+    try:
+        while kind != b"IEND":
+            length, kind = struct.unpack_from(">I4s", content, at)
+            (checksum,) = struct.unpack_from(">I", content, at + 8 + length)
+            if checksum != zlib.crc32(content[at + 4 : at + 8 + length]):
+                raise ValueError(f"wrong checksum of chunk {kind.decode('latin-1')}")
+            at += 12 + length
+    except struct.error:
+        raise ValueError("truncated") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert() would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} has no known range; save it with 8 bits a channel")
+    return image.convert("RGB")
 
 
 def sort_out(checked: Sequence[Checked], on_bad: str, report: Path) -> tuple[list[bool], list[str]]:
@@ -94,7 +140,7 @@ def sort_out(checked: Sequence[Checked], on_bad: str, report: Path) -> tuple[lis
     lines = [f"broken\t{c.path}\t{c.note}" for c in broken]
     lines += [f"converted\t{c.path}\t{c.note}" for c in converted]
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text("".join(line + "\n" for line in lines))
+    report.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     summary = [f"{len(checked)} images checked, {len(converted)} converted, {len(broken)} broken"]
     if broken and on_bad == "stop":
         shown = "\n".join(f"  - {c.path}: {c.note}" for c in broken[:20])
@@ -114,7 +160,7 @@ def _key(path: str) -> str:
         identity = f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
     except OSError:
         identity = f"{os.path.abspath(path)}\0unreadable"
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]
 
 
 def _read_cache(path: Path) -> dict[str, Checked]:
@@ -127,7 +173,7 @@ def _cache_rows(path: Path) -> Iterator[tuple[str, Checked]]:
             row = json.loads(line)
             key, result = row.pop("key"), Checked(**row)
         except (ValueError, TypeError, KeyError):
-            continue  # the torn last line of a run that was killed: that file is checked again
+            continue  # a torn line: that file is checked again
         if os.path.exists(result.path):
             yield key, result
 

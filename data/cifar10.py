@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from deploy.errors import LabError
@@ -24,3 +25,4 @@ def write_cifar10(root: Path) -> None:
             folder = root / split / images.classes[label]
             folder.mkdir(parents=True, exist_ok=True)
             image.save(folder / f"{row:05d}.png")
+    shutil.rmtree(download)

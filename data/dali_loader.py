@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from data.loader import Batch, LoaderState, Position
+from data.loader import Batch, LoaderState, Position, changed_images
 from data.plan import BatchPlan, Plan
-from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
 
@@ -71,16 +69,13 @@ class DaliLoader:
         try:
             (images,) = self._pipeline.run()
         except RuntimeError as error:
-            paths = sorted({self._plan.index.paths[row] for plan in self._fed for row in plan.rows})
-            gone = [path for path in paths if not Path(path).is_file()]
-            if not gone and "decod" not in str(error):
-                raise
+            self.close()
             # DALI does not say which file it was; the batches in flight bound it.
-            which = f"gone are {gone[:5]}" if gone else f"one of {len(paths)} files, {paths[0]} ..."
-            raise LabError(
-                f"DALI could not read a batch: {which}. The images changed after they were checked: "
-                "start again, and the check will list them"
-            ) from error
+            rows = np.unique(np.concatenate([plan.rows for plan in self._fed]))
+            changed = changed_images(self._plan.index.take(rows))
+            if changed is None:
+                raise
+            raise changed from error.with_traceback(None)  # whose frames would keep the pipeline alive
         plan = self._fed.popleft()
         self._position.value += 1
         tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())

@@ -45,7 +45,7 @@ def list_folder(root: Path, class_names: tuple[str, ...] | None = None) -> Listi
     if missing or unknown:
         raise LabError(
             f"{root} does not have the {len(names)} classes of the training images: "
-            f"missing class folders {missing[:10]}, unknown ones {unknown[:10]}"
+            f"missing class folders {missing[:10]}, unknown ones {unknown[:10]}; give both splits the same"
         )
     paths: list[str] = []
     labels: list[int] = []
@@ -56,6 +56,7 @@ def list_folder(root: Path, class_names: tuple[str, ...] | None = None) -> Listi
             os.path.join(folder, file)
             for folder, _, inside in os.walk(root / name, followlinks=True)
             for file in inside
+            if not file.startswith(".")  # ._photo.jpg is what a Mac leaves beside photo.jpg
         )
         suffixes = [os.path.splitext(file)[1].lower() for file in files]
         images = [file for file, suffix in zip(files, suffixes, strict=True) if suffix in SUFFIXES]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 
 from configs.schema import LoaderConfig
+from data.check import check_images
+from data.index import Index
 from data.plan import Plan
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
@@ -67,6 +71,23 @@ class Position:
                 f"{self.num_steps}: resume with the images and the batch_size of the interrupted run"
             )
         self.value = state["position"]
+
+
+def changed_images(images: Index) -> LabError | None:
+    """What to raise where decoding failed because an image is not what the check saw; None where all are."""
+    with TemporaryDirectory() as cache:
+        now = check_images(images.paths, Path(cache), usable_cores(), lambda number: None)
+    changed = [
+        f"  - {path}: {c.note or f'{c.width} x {c.height} px instead of {shape[1]} x {shape[0]}'}"
+        for path, shape, c in zip(images.paths, images.shapes.tolist(), now, strict=True)
+        if c.broken or [c.height, c.width] != shape
+    ]
+    if not changed:
+        return None
+    return LabError(
+        "images changed after they were checked:\n" + "\n".join(changed[:20]) + "\n"
+        "start again, and the check will list them all"
+    )
 
 
 def build_loader(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,22 +134,17 @@ def _folder_listings(config: ImageFolderConfig) -> tuple[Listing, Listing | None
 
 
 def _cut(index: Index, val_fraction: float) -> Splits:
-    """Hold out a share of every class, the same images each time."""
-    from sklearn.model_selection import train_test_split
-
-    rare = [index.class_names[c] for c, n in Counter(index.labels.tolist()).items() if n < 2]
+    """Hold out a share of every class, at least one image and never all; the same images each time."""
+    sizes = np.bincount(index.labels, minlength=len(index.class_names))
+    rare = [name for name, size in zip(index.class_names, sizes, strict=True) if size == 1]
     if rare:
         raise LabError(f"classes with one image only cannot be split: {rare[:10]}; add images or remove them")
-    num_val = max(len(index.class_names), round(len(index) * val_fraction))
-    if len(index) - num_val < len(index.class_names):
-        raise LabError(
-            f"{len(index)} images in {len(index.class_names)} classes cannot be cut at "
-            f"data.val_fraction={val_fraction}: every class needs an image on each side"
-        )
-    train, val = train_test_split(
-        np.arange(len(index)), test_size=num_val, stratify=index.labels, random_state=0
-    )
-    return Splits(index.take(np.sort(train)), index.take(np.sort(val)))
+    shuffled = np.random.default_rng(0).permutation(len(index))
+    held_out = np.zeros(len(index), np.bool_)
+    for label, size in enumerate(sizes):
+        count = min(max(1, round(size * val_fraction)), size - 1)
+        held_out[shuffled[index.labels[shuffled] == label][:count]] = True
+    return Splits(index.take(np.flatnonzero(~held_out)), index.take(np.flatnonzero(held_out)))
 
 
 def _require_every_class(splits: Splits) -> None:
@@ -158,7 +152,9 @@ def _require_every_class(splits: Splits) -> None:
         present = set(index.labels.tolist())
         gone = [name for label, name in enumerate(index.class_names) if label not in present]
         if gone:
-            raise LabError(f"no readable {split} image is left in the classes {gone[:10]}")
+            raise LabError(
+                f"no readable {split} image is left in the classes {gone[:10]}; add some or remove them"
+            )
 
 
 def _write_once(root: Path, write: Callable[[Path], None]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tv
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from data.loader import Batch, LoaderState, Position
+from data.loader import Batch, LoaderState, Position, changed_images
 from data.plan import Plan
 from deploy.input_spec import InputSpec
 
@@ -68,7 +69,15 @@ class TorchLoader:
                 generator=torch.Generator(),
             )
             self._stream = iter(loader)
-        images, labels = next(self._stream)
+        try:
+            images, labels = next(self._stream)
+        except RuntimeError as error:
+            self.close()
+            rows = np.unique(self._plan.at(self._position.value).rows)
+            changed = changed_images(self._plan.index.take(rows))
+            if changed is None:
+                raise
+            raise changed from error.with_traceback(None)  # whose frames would keep the workers alive
         self._position.value += 1
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         images = images.to(self._device, non_blocking=True, memory_format=layout)
