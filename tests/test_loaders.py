@@ -135,7 +135,7 @@ def test_training_cuts_resizes_and_mirrors_as_planned(index: Index, open_loader:
     for position, batch in enumerate(open_loader(name, plan)):
         assert batch.labels.tolist() == plan.at(position).labels.tolist()
         difference = np.abs(levels(batch.images) - by_hand(plan, position))
-        assert difference.mean(axis=(1, 2, 3)).max() < 1  # the decoders round after each of their steps
+        assert difference.mean(axis=(1, 2, 3)).max() < 1.5  # filters and rounding differ by decoder
 
 
 @both
