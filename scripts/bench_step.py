@@ -64,8 +64,8 @@ def main() -> int:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--size", type=int, default=64, help="side of the images, px (default: 64)")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=12, help="in each turn (default: 12)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="in each turn (default: 20)")
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
