@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 
@@ -69,7 +70,7 @@ class Histogram:
         self.limit = 0.0
         self.max = 0.0
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, values: npt.NDArray[Any]) -> None:
         """`values`: float32 of any shape, all finite."""
         magnitude = np.abs(values).ravel()
         largest = float(magnitude.max())
@@ -102,7 +103,7 @@ class Histogram:
 
 
 def calibrate(
-    onnx_path: Path, batches: Iterable[np.ndarray], method: Method, percentile: float = 99.99
+    onnx_path: Path, batches: Iterable[npt.NDArray[Any]], method: Method, percentile: float = 99.99
 ) -> Scales:
     """Run the float network over `batches` (float32 N x 3 x size x size) and choose amax for each tensor.
 
@@ -146,7 +147,7 @@ def calibrate(
     return Scales(label, num_images, scales)
 
 
-def _entropy_bins(counts: np.ndarray) -> int:
+def _entropy_bins(counts: npt.NDArray[Any]) -> int:
     """Number of leading bins to keep so that 128 levels tell least apart from the full histogram.
 
     S. Migacz, "8-bit Inference with TensorRT", GTC 2017: for each cut, P is the histogram with what lies

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -69,7 +71,7 @@ def export_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     write_model(proto, path)
 
 
-def compare_onnx(model: nn.Module, path: Path, batches: Iterable[np.ndarray]) -> ExportRecord:
+def compare_onnx(model: nn.Module, path: Path, batches: Iterable[npt.NDArray[Any]]) -> ExportRecord:
     """Run `model` and the file (ONNX Runtime, CPU, its default optimisations) on the same images.
 
     `batches`: float32 N x 3 x size x size each. Raises LabError when there are none.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -45,7 +46,9 @@ def emit(model: onnx.ModelProto, scales: Scales, number_format: NumberFormat) ->
     return _Emitter(model, scales, number_format == "u8").run(tensors)
 
 
-def weight_scales(weight: np.ndarray, axis: int, bias_limit: np.ndarray | float = 0.0) -> np.ndarray:
+def weight_scales(
+    weight: npt.NDArray[Any], axis: int, bias_limit: npt.NDArray[Any] | float = 0.0
+) -> npt.NDArray[Any]:
     """float32 scale of each output channel: max |w| / 127, at least `bias_limit`, and 1 where both are 0.
 
     `bias_limit` is |bias| / (input scale x 2^30): training leaves dead channels with weights near zero, and
@@ -53,7 +56,7 @@ def weight_scales(weight: np.ndarray, axis: int, bias_limit: np.ndarray | float 
     """
     rest = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.maximum(np.abs(weight).max(axis=rest) / LEVELS, bias_limit)
-    result: np.ndarray = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    result: npt.NDArray[Any] = np.where(scale > 0, scale, 1.0).astype(np.float32)
     return result
 
 
@@ -114,7 +117,7 @@ class _Emitter:
     def _read(self, name: str) -> str:
         return self.renamed.get(name, name)
 
-    def _constant(self, name: str, value: np.ndarray) -> str:
+    def _constant(self, name: str, value: npt.NDArray[Any]) -> str:
         self.initialisers[name] = numpy_helper.from_array(value, name)
         return name
 
@@ -180,7 +183,7 @@ class _Emitter:
         integers = np.clip(np.rint(weight / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
         self._dequantise_constant(name, integers, scale, axis)
 
-    def _quantise_bias(self, name: str, bias: np.ndarray, step: np.ndarray) -> None:
+    def _quantise_bias(self, name: str, bias: npt.NDArray[Any], step: npt.NDArray[Any]) -> None:
         integers = np.rint(bias / step).astype(np.int32)
         if self.unsigned:
             self._dequantise_constant(name, integers, step, 0)
@@ -188,7 +191,9 @@ class _Emitter:
             # The product that DequantizeLinear would compute, so that both forms add the same float.
             self._constant(name, integers.astype(np.float32) * step)
 
-    def _dequantise_constant(self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
+    def _dequantise_constant(
+        self, name: str, integers: npt.NDArray[Any], scale: npt.NDArray[Any], axis: int
+    ) -> None:
         inputs = [
             self._constant(f"{name}_q", integers),
             self._constant(f"{name}_scale", scale),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
@@ -50,7 +53,7 @@ def _dequantise(name: str, index: GraphIndex) -> onnx.NodeProto | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _array(name: str, index: GraphIndex) -> np.ndarray | None:
+def _array(name: str, index: GraphIndex) -> npt.NDArray[Any] | None:
     return numpy_helper.to_array(index.constants[name]) if name in index.constants else None
 
 

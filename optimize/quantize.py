@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import numpy_helper
@@ -43,7 +45,7 @@ class QuantizeRecord:
 
 def quantize_onnx(
     fp32_path: Path,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[npt.NDArray[Any]],
     out_dir: Path,
     method: Method = "percentile",
     percentile: float = 99.99,
@@ -56,7 +58,7 @@ def quantize_onnx(
     """
     model = onnx.load(fp32_path)
     check_static_size(model)
-    sample: list[np.ndarray] = []
+    sample: list[npt.NDArray[Any]] = []
     scales = calibrate(fp32_path, _remember(batches, sample), method, percentile)
     s8, u8 = emit(model, scales, "s8"), emit(model, scales, "u8")
     findings = lint(s8)
@@ -84,7 +86,7 @@ def quantize_onnx(
     )
 
 
-def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterable[np.ndarray]) -> int:
+def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterable[npt.NDArray[Any]]) -> int:
     """Number of quantised activations, over all tensors and images, in which the two forms differ.
 
     Both run image by image in ONNX Runtime with its optimisations off, so that each Q and DQ is computed as
@@ -108,7 +110,9 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
     return mismatches
 
 
-def _remember(batches: Iterable[np.ndarray], sample: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _remember(
+    batches: Iterable[npt.NDArray[Any]], sample: list[npt.NDArray[Any]]
+) -> Iterator[npt.NDArray[Any]]:
     """Hand on `batches`, and keep the first images: a generator cannot be read twice."""
     for batch in batches:
         if not sample:

@@ -37,8 +37,8 @@ def tiny_onnx(
     nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"])]
     last = "pooled"
     if quantised:
-        initialisers.append(numpy_helper.from_array(np.float32(step), "scale"))
-        initialisers.append(numpy_helper.from_array(np.int8(0), "zero"))
+        initialisers.append(numpy_helper.from_array(np.array(step, np.float32), "scale"))
+        initialisers.append(numpy_helper.from_array(np.array(0, np.int8), "zero"))
         nodes.append(helper.make_node("QuantizeLinear", [last, "scale", "zero"], ["q"]))
         nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]))
         last = "dq"

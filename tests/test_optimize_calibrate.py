@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -35,7 +36,7 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
-def of_values(*values: float) -> np.ndarray:
+def of_values(*values: float) -> npt.NDArray[Any]:
     batch = np.zeros((1, 3, 2, 2), np.float32)
     batch.flat[: len(values)] = values
     return batch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import helper, numpy_helper
@@ -28,7 +30,7 @@ def producer(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return nodes[0]
 
 
-def put(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+def put(model: onnx.ModelProto, name: str, value: npt.NDArray[Any]) -> None:
     tensor = next(i for i in model.graph.initializer if i.name == name)
     tensor.CopyFrom(numpy_helper.from_array(value, name))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -26,8 +28,8 @@ def emitted(name: str, number_format: NumberFormat, scales: Scales | None = None
 
 
 def logits(
-    model: onnx.ModelProto, batch: np.ndarray, optimised: bool, save: Path | None = None
-) -> np.ndarray:
+    model: onnx.ModelProto, batch: npt.NDArray[Any], optimised: bool, save: Path | None = None
+) -> npt.NDArray[Any]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Without VNNI the CPU's 8-bit products saturate unless told to take the exact kernels.
@@ -37,7 +39,7 @@ def logits(
     if save:
         options.optimized_model_filepath = str(save)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    result: np.ndarray = session.run(["logits"], {"image": batch})[0]
+    result: npt.NDArray[Any] = session.run(["logits"], {"image": batch})[0]
     return result
 
 

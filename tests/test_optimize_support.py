@@ -6,8 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 import torchvision
@@ -24,13 +26,13 @@ SPEC = InputSpec(
 _FOLDER = tempfile.TemporaryDirectory(prefix="edgelab-test-")
 
 
-def images(seed: int, count: int, gain: float = 1.0) -> np.ndarray:
+def images(seed: int, count: int, gain: float = 1.0) -> npt.NDArray[Any]:
     """float32 count x 3 x SIZE x SIZE, normal with standard deviation `gain`."""
     noise = np.random.default_rng(seed).normal(size=(count, 3, SIZE, SIZE))
     return (gain * noise).astype(np.float32)
 
 
-def batches() -> Iterator[np.ndarray]:
+def batches() -> Iterator[npt.NDArray[Any]]:
     """The calibration images: 16, as a generator that can be read once."""
     for seed in range(2):
         yield images(seed, 8)
