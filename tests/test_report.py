@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,3 +174,19 @@ def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         stream.write(bad)
     assert main([str(run)]) == 2
     assert "metrics.jsonl, line 10:" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")
+def test_a_browser_draws_every_plot(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run", "results", "metrics", "bundle", "config")
+    assert main([str(run)]) == 0
+    browser = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
+        (run / "report.html").as_uri(),
+    ]  # fmt: skip
+    drawn = subprocess.run(browser, capture_output=True, text=True, timeout=120, check=True).stdout
+    wanted = set(figures_of(page_of(run)))
+    assert {"trade-off", "histogram", "tail"} <= wanted
+    assert set(re.findall(r'<div class="plot js-plotly-plot" id="([^"]+)"', drawn)) == wanted
