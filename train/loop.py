@@ -112,7 +112,9 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
     training.prepared.train()
     window = _Window(strategy.device)
     batches = iter(loader)
+    title = text = f"epoch {progress.epoch + 1} of {config.epochs}"
     while progress.step < end:
+        job.show(progress.step - start, steps_per_epoch, text)
         if progress.step % STOP_CHECK_STEPS == 0 and strategy.any(job.stop.requested):
             return False
         # Dropout and mixup draw from here on, so that a continued run draws what the uninterrupted one did.
@@ -143,8 +145,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
                     "the last checkpoint stands"
                 )
             job.monitor.train(progress.step, progress.epoch + 1, values)
-            text = f"loss {values['loss']:.3f}  {values['images_per_s']:,.0f} img/s"
-            job.show(progress.step - start, steps_per_epoch, text)
+            text = f"{title}  loss {values['loss']:.3f}  {values['images_per_s']:,.0f} img/s"
         if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step < end:
             job.save()
     return True
