@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from configs.schema import LoaderConfig
+from data.build import build_loader
 from data.index import Index
-from data.loader import build_loader
 from data.plan import EvalPlan
 from deploy.input_spec import InputSpec
 

@@ -1,15 +1,16 @@
-"""The contract of a loader, and the choice between the two."""
+"""The contract of a loader, and the one that carries out a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol, TypedDict
 
+import numpy as np
 import torch
 
-from configs.schema import LoaderConfig
 from data.check import check_images
 from data.index import Index
 from data.plan import Plan
@@ -50,27 +51,80 @@ class Loader(Protocol):
         """End the worker threads or processes."""
 
 
-class Position:
-    """Where a loader stands in its plan; shared by the loaders so that both count alike."""
+@dataclass(frozen=True)
+class Decoding:
+    """How files become batches, besides the plan."""
 
-    def __init__(self, num_steps: int) -> None:
-        self.value = 0
-        self.num_steps = num_steps
+    spec: InputSpec
+    device: torch.device
+    threads: int
+    """Threads or worker processes."""
+    prefetch: int
+    """Batches kept ready."""
+    channels_last: bool
 
-    def remaining(self) -> int:
-        """Batches to the end of the epoch."""
-        return self.num_steps - self.value % self.num_steps
+
+class Stream(Protocol):
+    """The batches of a plan from some position on, without end; what DALI and torch each implement."""
+
+    def next(self) -> Batch:
+        """Raises RuntimeError where an image cannot be decoded."""
+
+    def close(self) -> None: ...
+
+
+class PlanLoader:
+    """See `Loader`. Its stream opens at the first batch and lives until `close`, over the ends of epochs."""
+
+    def __init__(
+        self, plan: Plan, decoding: Decoding, open_stream: Callable[[Plan, Decoding, int], Stream]
+    ) -> None:
+        self._plan = plan
+        self._decoding = decoding
+        self._open_stream = open_stream
+        self._stream: Stream | None = None
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(len(self) - self._position % len(self)):
+            yield self._next()
 
     def state_dict(self) -> LoaderState:
-        return {"position": self.value, "num_steps": self.num_steps}
+        return {"position": self._position, "num_steps": len(self)}
 
     def load_state_dict(self, state: LoaderState) -> None:
-        if state["num_steps"] != self.num_steps:
+        if state["num_steps"] != len(self):
             raise LabError(
                 f"the saved position is in an epoch of {state['num_steps']} batches, but this data makes "
-                f"{self.num_steps}: resume with the images and the batch_size of the interrupted run"
+                f"{len(self)}: resume with the images and the batch_size of the interrupted run"
             )
-        self.value = state["position"]
+        self.close()
+        self._position = state["position"]
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _next(self) -> Batch:
+        if self._stream is None:
+            self._stream = self._open_stream(self._plan, self._decoding, self._position)
+        try:
+            batch = self._stream.next()
+        except RuntimeError as error:
+            self.close()
+            # It is not said which file it was; the batches in flight bound it.
+            ahead = range(self._position, self._position + self._decoding.prefetch + 2)
+            rows = np.unique(np.concatenate([self._plan.at(position).rows for position in ahead]))
+            changed = changed_images(self._plan.index.take(rows))
+            if changed is None:
+                raise
+            raise changed from error.with_traceback(None)  # whose frames would keep the stream alive
+        self._position += 1
+        return batch
 
 
 def changed_images(images: Index) -> LabError | None:
@@ -88,28 +142,3 @@ def changed_images(images: Index) -> LabError | None:
         "images changed after they were checked:\n" + "\n".join(changed[:20]) + "\n"
         "start again, and the check will list them all"
     )
-
-
-def build_loader(
-    config: LoaderConfig,
-    plan: Plan,
-    spec: InputSpec,
-    device: torch.device,
-    *,
-    channels_last: bool = False,
-    local_world: int = 1,
-) -> Loader:
-    """The loader that the config names, imported only here so that a machine needs only that one."""
-    threads = config.threads or max(1, usable_cores() // local_world)
-    if config.name == "dali":
-        try:
-            from data.dali_loader import DaliLoader
-        except ImportError as error:
-            raise LabError(
-                f"loader=dali needs NVIDIA DALI, which did not load ({error}): "
-                "pip install nvidia-dali-cuda130, or use loader=torch"
-            ) from error
-        return DaliLoader(plan, spec, device, threads, config.prefetch, channels_last)
-    from data.torch_loader import TorchLoader
-
-    return TorchLoader(plan, spec, device, threads, config.prefetch, channels_last)

@@ -19,8 +19,8 @@ import torch
 
 from configs.load import load
 from configs.schema import TrainConfig
+from data.build import build_loader
 from data.index import Index
-from data.loader import build_loader
 from data.plan import TrainPlan
 from data.prepare import input_spec, prepare
 from deploy.input_spec import InputSpec

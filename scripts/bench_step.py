@@ -22,7 +22,7 @@ from torch import nn
 
 from configs.load import load
 from configs.schema import TrainConfig
-from data.loader import Batch, Loader, LoaderState, Position
+from data.loader import Batch, Loader, LoaderState
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from scripts.bench_lines import machine_line, ratio_line
@@ -41,7 +41,6 @@ class InMemory:
 
     def __init__(self, batches: list[Batch]) -> None:
         self._batches = batches
-        self._position = Position(len(batches))
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -50,10 +49,10 @@ class InMemory:
         return iter(self._batches)
 
     def state_dict(self) -> LoaderState:
-        return self._position.state_dict()
+        return {"position": 0, "num_steps": len(self)}
 
     def load_state_dict(self, state: LoaderState) -> None:
-        self._position.load_state_dict(state)
+        pass
 
     def close(self) -> None:
         pass

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.schema import AugmentConfig, LoaderConfig
+from data.build import build_loader
 from data.check import check_images
 from data.index import Index
-from data.loader import Batch, Loader, build_loader
+from data.loader import Batch, Loader
 from data.plan import IGNORE, EvalPlan, Plan, TrainPlan
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
@@ -273,6 +274,6 @@ def test_without_dali_the_other_loader_is_proposed(
     index: Index, open_loader: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.delitem(sys.modules, "data.dali_loader", raising=False)
+    monkeypatch.delitem(sys.modules, "data.dali_stream", raising=False)
     with pytest.raises(LabError, match=r"pip install nvidia-dali\S+, or use loader=torch"):
         open_loader("dali", eval_plan(index))

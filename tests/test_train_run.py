@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs.load import load
 from configs.schema import TrainConfig
-from data.loader import build_loader
+from data.build import build_loader
 from data.plan import EvalPlan
 from data.prepare import Splits
 from deploy.errors import LabError

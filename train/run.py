@@ -12,7 +12,7 @@ import torch
 
 from configs.load import to_yaml
 from configs.schema import TrainConfig
-from data.loader import build_loader
+from data.build import build_loader
 from data.plan import EvalPlan, TrainPlan
 from data.prepare import Splits, input_spec, prepare
 from deploy.errors import LabError

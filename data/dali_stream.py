@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from data.loader import Batch, LoaderState, Position, changed_images
+from data.loader import Batch, Decoding
 from data.plan import BatchPlan, Plan
 from deploy.input_spec import InputSpec
 
@@ -22,89 +22,44 @@ MILD = 2.0
 always filters."""
 
 
-class DaliLoader:
-    """See `data.loader.Loader`.
+class DaliStream:
+    """See `data.loader.Stream`.
 
-    DALI is fed file names and windows and has no random state, so its position needs no snapshot: a
-    pipeline that starts at any position gives the same stream. The pipeline is built at the first batch and
-    runs `prefetch` batches ahead, over the end of an epoch too.
+    DALI is fed file names and windows and has no random state, so a position needs no snapshot of it: a
+    pipeline that starts at any position gives the same stream. It runs `prefetch` batches ahead.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        spec: InputSpec,
-        device: torch.device,
-        threads: int,
-        prefetch: int,
-        channels_last: bool,
-    ) -> None:
+    def __init__(self, plan: Plan, decoding: Decoding, position: int) -> None:
         self._plan = plan
-        self._spec = spec
-        self._device = device
-        self._threads = threads
-        self._prefetch = prefetch
-        self._channels_last = channels_last
+        self._decoding = decoding
         self._files = [np.frombuffer(path.encode(), np.uint8) for path in plan.index.paths]
-        self._position = Position(len(plan))
         self._fed: deque[BatchPlan] = deque()
-        self._next_fed = 0
-        self._pipeline: Any = None
+        self._next_fed = position
+        device = decoding.device
+        on_gpu = device.type == "cuda"
+        images = _training_images if plan.crop_first else _evaluation_images
+        self._pipeline: Any = images(
+            self._feed,
+            decoding.spec,
+            on_gpu=on_gpu,
+            layout="HWC" if decoding.channels_last else "CHW",
+            batch_size=plan.batch_size,
+            num_threads=decoding.threads,
+            device_id=(device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=decoding.prefetch,
+        )
+        self._pipeline.build()
 
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(self._position.remaining()):
-            yield self._next()
-
-    def state_dict(self) -> LoaderState:
-        return self._position.state_dict()
-
-    def load_state_dict(self, state: LoaderState) -> None:
-        self._position.load_state_dict(state)
-        self.close()
+    def next(self) -> Batch:
+        (images,) = self._pipeline.run()
+        plan = self._fed.popleft()
+        tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+        if self._decoding.channels_last:
+            tensor = tensor.permute(0, 3, 1, 2)
+        return Batch(tensor, torch.from_numpy(plan.labels).to(self._decoding.device, non_blocking=True))
 
     def close(self) -> None:
-        self._pipeline = None
-
-    def _next(self) -> Batch:
-        if self._pipeline is None:
-            self._fed.clear()
-            self._next_fed = self._position.value
-            self._pipeline = self._build()
-        try:
-            (images,) = self._pipeline.run()
-        except RuntimeError as error:
-            self.close()
-            # DALI does not say which file it was; the batches in flight bound it.
-            rows = np.unique(np.concatenate([plan.rows for plan in self._fed]))
-            changed = changed_images(self._plan.index.take(rows))
-            if changed is None:
-                raise
-            raise changed from error.with_traceback(None)  # whose frames would keep the pipeline alive
-        plan = self._fed.popleft()
-        self._position.value += 1
-        tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
-        if self._channels_last:
-            tensor = tensor.permute(0, 3, 1, 2)
-        return Batch(tensor, torch.from_numpy(plan.labels).to(self._device, non_blocking=True))
-
-    def _build(self) -> Any:
-        on_gpu = self._device.type == "cuda"
-        images = _training_images if self._plan.crop_first else _evaluation_images
-        pipeline = images(
-            self._feed,
-            self._spec,
-            on_gpu=on_gpu,
-            layout="HWC" if self._channels_last else "CHW",
-            batch_size=self._plan.batch_size,
-            num_threads=self._threads,
-            device_id=(self._device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=self._prefetch,
-        )
-        pipeline.build()
-        return pipeline
+        self._pipeline = None  # it ends its threads
 
     def _feed(self) -> tuple[Any, ...]:
         plan = self._plan.at(self._next_fed)
@@ -119,7 +74,7 @@ class DaliLoader:
         )
         if not self._plan.crop_first:
             return common
-        factor = plan.windows[:, 2:] / self._spec.size
+        factor = plan.windows[:, 2:] / self._decoding.spec.size
         matrix = np.zeros((len(plan.rows), 3, 3), np.float32)
         matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2] = factor[:, 1], factor[:, 0], 1.0
         return (*common, plan.flips.astype(np.int32), matrix, (factor <= MILD).all(axis=1))

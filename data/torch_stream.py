@@ -1,0 +1,91 @@
+"""The plan carried out by torchvision and DataLoader's worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torchvision.transforms.v2.functional as tv
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+from data.loader import Batch, Decoding
+from data.plan import Plan
+from deploy.input_spec import InputSpec
+
+Item = tuple[int, int, list[int], list[int], bool]
+"""Row, label, window, resized shape, flip: what a worker needs of a `BatchPlan` for one image."""
+
+
+class TorchStream:
+    """See `data.loader.Stream`."""
+
+    def __init__(self, plan: Plan, decoding: Decoding, position: int) -> None:
+        self._decoding = decoding
+        loader = DataLoader(
+            _Images(plan.index.paths, decoding.spec, plan.crop_first),
+            batch_sampler=_Items(plan, position),
+            num_workers=decoding.threads,
+            prefetch_factor=decoding.prefetch,
+            pin_memory=decoding.device.type == "cuda",
+            # Of its own: by default it draws from the stream that dropout draws from.
+            generator=torch.Generator(),
+        )
+        self._batches: Any = iter(loader)
+
+    def next(self) -> Batch:
+        images, labels = next(self._batches)
+        device = self._decoding.device
+        layout = torch.channels_last if self._decoding.channels_last else torch.contiguous_format
+        images = images.to(device, non_blocking=True, memory_format=layout)
+        return Batch(images, labels.to(device, non_blocking=True))
+
+    def close(self) -> None:
+        self._batches = None  # it ends its workers
+
+
+class _Items:
+    """A batch sampler without end, from a position on."""
+
+    def __init__(self, plan: Plan, position: int) -> None:
+        self._plan = plan
+        self._position = position
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        position = self._position
+        while True:
+            plan = self._plan.at(position)
+            position += 1
+            yield list(
+                zip(
+                    plan.rows.tolist(),
+                    plan.labels.tolist(),
+                    plan.windows.tolist(),
+                    plan.resized.tolist(),
+                    plan.flips.tolist(),
+                    strict=True,
+                )
+            )
+
+
+class _Images(Dataset[tuple[torch.Tensor, int]]):
+    def __init__(self, paths: tuple[str, ...], spec: InputSpec, crop_first: bool) -> None:
+        self._paths = paths
+        self._spec = spec
+        self._crop_first = crop_first
+
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, int]:
+        row, label, window, resized, flip = item
+        image = decode_image(self._paths[row], ImageReadMode.RGB, apply_exif_orientation=True)
+        if self._crop_first:
+            image = tv.resize(tv.crop(image, *window), resized, antialias=True)
+        else:
+            # In floating point: what the device computes is not rounded between resizing and normalising.
+            image = tv.crop(tv.resize(image.float(), resized, antialias=True), *window)
+        if flip:
+            image = tv.horizontal_flip(image)
+        scale = 255.0
+        return tv.normalize(
+            image.float(), [scale * m for m in self._spec.mean], [scale * s for s in self._spec.std]
+        ), label
