@@ -17,7 +17,8 @@ def main() -> int:
     if (RUN / "report.html").exists():
         shutil.rmtree(RUN)  # a finished demo starts anew, an interrupted one goes on
     start = time.monotonic()
-    num_processes = max(1, torch.cuda.device_count())
+    # A power of two, among which the batch of 64 divides.
+    num_processes = 1 << max(0, torch.cuda.device_count().bit_length() - 1)
     train = [
         *("torchrun", "--standalone", f"--nproc-per-node={num_processes}", "-m", "train"),
         *("experiment=demo", f"run_dir={RUN}", "resume=true"),
