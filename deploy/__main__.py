@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.accuracy import list_images
+from deploy.backends import BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bundle import open_bundle
 from deploy.errors import LabError
-from deploy.runner import BACKENDS
 from deploy.table import format_table
 from deploy.verify import verify
 

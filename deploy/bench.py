@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.accuracy import agreement, classify_all, top1
+from deploy.backends import check_backend, open_runner
 from deploy.bundle import Bundle
 from deploy.errors import LabError
 from deploy.machine import describe_machine
@@ -21,7 +22,7 @@ from deploy.memory import peak_memory_mib
 from deploy.preprocess import load_image, preprocess
 from deploy.progress import progress
 from deploy.results import Accuracy, Measurement, Rule, append_measurements
-from deploy.runner import Runner, check_backend, open_runner
+from deploy.runner import Runner
 
 ROUNDS = 3
 MIN_COUNT = 10  # as trtexec; over all rounds

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.backends import open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import LabError
-from deploy.runner import open_runner
 
 _STATUS = Path("/proc/self/status")
 

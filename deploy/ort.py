@@ -16,7 +16,7 @@ from deploy.runner import Feed, check_feed, check_model
 
 
 class OrtRunner:
-    """See :class:`deploy.runner.Runner` and :func:`deploy.runner.open_runner`."""
+    """See :class:`deploy.runner.Runner` and :func:`deploy.backends.open_runner`."""
 
     backend = "onnxruntime"
 

@@ -1,8 +1,8 @@
-"""A runner executes one variant of a bundle. This file is the contract and the list of backends."""
+"""A runner executes one variant of a bundle. This file is the contract, and what every runner checks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.errors import LabError
-from deploy.machine import usable_cores
 from deploy.manifest import Bundle
 
 Feed = Mapping[str, NDArray[np.float32]]
@@ -43,36 +42,6 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def open_runner(
-    bundle: Bundle,
-    variant: str,
-    backend: str = "onnxruntime",
-    *,
-    threads: int | None = None,
-    emulate: bool = False,
-) -> Runner:
-    """Open a variant; use it in a `with`.
-
-    threads: CPU threads for one query, all usable cores when None.
-    emulate: compute the graph as it is written, Q/DQ in floating point, so that the result does not depend
-        on the CPU's INT8 kernels. For checking, not for timing.
-
-    Raises LabError for an unknown backend or variant, a library that is not installed, a thread count out
-    of range, and a model that does not take the bundle's input.
-    """
-    check_backend(backend)
-    cores = usable_cores()
-    if threads is not None and not 1 <= threads <= cores:
-        raise LabError(f"threads {threads}: must be 1 to {cores}, the cores that this process may use")
-    return _OPENERS[backend](bundle, variant, threads or cores, emulate)
-
-
-def check_backend(name: str) -> None:
-    """Raises LabError for a backend that nobody wrote."""
-    if name not in _OPENERS:
-        raise LabError(f"backend {name!r} is not known; there are: {', '.join(_OPENERS)}")
 
 
 def check_model(what: str, inputs: list[Any], outputs: list[Any], bundle: Bundle) -> Shape:
@@ -114,14 +83,3 @@ def check_feed(feed: Feed, name: str, shape: Shape) -> None:
 
 def _times(shape: Any) -> str:
     return " x ".join("N" if side is None else str(side) for side in shape) or "scalar"
-
-
-def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
-    from deploy.ort import OrtRunner
-
-    return OrtRunner(bundle, variant, threads, emulate)
-
-
-# A new backend is one file, one function here and one line below.
-_OPENERS: dict[str, Callable[[Bundle, str, int, bool], Runner]] = {"onnxruntime": _onnxruntime}
-BACKENDS = tuple(_OPENERS)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.accuracy import agreement, classify, list_images, top1
+from deploy.backends import open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.manifest import Variant
-from deploy.runner import open_runner
 
 Logits = NDArray[np.float32]
 

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from deploy.accuracy import classify
+from deploy.backends import open_runner
 from deploy.bundle import Bundle, Variant, open_bundle, write_bundle
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
-from deploy.runner import open_runner
 
 SIZE = 8
 SPEC = InputSpec(size=SIZE, resize=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), class_names=("red", "green"))

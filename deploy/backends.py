@@ -1,0 +1,51 @@
+"""The list of backends, and the opening of a variant with one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deploy.errors import LabError
+from deploy.machine import usable_cores
+from deploy.manifest import Bundle
+from deploy.runner import Runner
+
+
+def open_runner(
+    bundle: Bundle,
+    variant: str,
+    backend: str = "onnxruntime",
+    *,
+    threads: int | None = None,
+    emulate: bool = False,
+) -> Runner:
+    """Open a variant; use it in a `with`.
+
+    threads: CPU threads for one query, all usable cores when None.
+    emulate: compute the graph as it is written, Q/DQ in floating point, so that the result does not depend
+        on the CPU's INT8 kernels. For checking, not for timing.
+
+    Raises LabError for an unknown backend or variant, a library that is not installed, a thread count out
+    of range, and a model that does not take the bundle's input.
+    """
+    check_backend(backend)
+    cores = usable_cores()
+    if threads is not None and not 1 <= threads <= cores:
+        raise LabError(f"threads {threads}: must be 1 to {cores}, the cores that this process may use")
+    return _OPENERS[backend](bundle, variant, threads or cores, emulate)
+
+
+def check_backend(name: str) -> None:
+    """Raises LabError for a backend that nobody wrote."""
+    if name not in _OPENERS:
+        raise LabError(f"backend {name!r} is not known; there are: {', '.join(_OPENERS)}")
+
+
+def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
+    from deploy.ort import OrtRunner
+
+    return OrtRunner(bundle, variant, threads, emulate)
+
+
+# A new backend is one file, one function here and one line below.
+_OPENERS: dict[str, Callable[[Bundle, str, int, bool], Runner]] = {"onnxruntime": _onnxruntime}
+BACKENDS = tuple(_OPENERS)
