@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import re
@@ -26,6 +27,8 @@ CONFIG_DIR = Path(__file__).resolve().parent
 # ValueError is what Hydra raises for a group's choice that is a number.
 _REFUSED = (HydraException, OmegaConfBaseException, ValueError)
 T = TypeVar("T")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a full quota, a file over the limit of its size."""
 
 
 def parse(config: DictConfig, schema: type[T]) -> T:
@@ -94,6 +97,10 @@ def run_command(name: str, schema: type[T], command: Callable[[T], None]) -> Non
             command(parse(config, schema))
         except LabError as error:
             mistakes.append(error)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            mistakes.append(LabError(f"{error}: make room on that disk, then give the same command again"))
 
     given = get_args_parser().parse_args()
     try:

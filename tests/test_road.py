@@ -107,6 +107,21 @@ def test_other_images_are_refused_and_the_bundle_stays(compressed: Path, images:
     assert (compressed / "bundle" / "bundle.json").read_bytes() == before
 
 
+FULL_DISK = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the kernel refuses more, as a full disk does
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_full_disk_is_one_error(images: Path) -> None:
+    cached = [f"data.root={images / 'digits'}", f"data.cache_dir={images / 'cache'}"]
+    done = python("-c", FULL_DISK, "data=digits", *cached, f"run_dir={images / 'full'}")
+    assert done.returncode == 2, done.stderr
+    assert "File too large: make room on that disk" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
