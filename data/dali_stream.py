@@ -108,7 +108,7 @@ def _training_images(source: Source, spec: InputSpec, *, on_gpu: bool, layout: s
     return _normalise(images, spec, layout, flips)
 
 
-@_pipeline()  # type: ignore[untyped-decorator]
+@_pipeline()  # type: ignore[untyped-decorator]  # as above
 def _evaluation_images(source: Source, spec: InputSpec, *, on_gpu: bool, layout: str) -> Any:
     """By the rule of the InputSpec: resized in floating point, not rounded, cut, normalised: float32."""
     files, start, shape, resized = fn.external_source(

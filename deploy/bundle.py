@@ -82,7 +82,7 @@ def write_bundle(
         )
         for sample, (source, _) in zip(copied, samples, strict=True):
             shutil.copyfile(source, root / sample.file)
-        np.savez(root / EXPECTED, **{v.name: expected[v.name] for v in placed})  # type: ignore[arg-type]
+        np.savez(root / EXPECTED, **{v.name: expected[v.name] for v in placed})  # type: ignore[arg-type]  # the stub takes the names for options
         names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
         bundle = Bundle(
             root=target,

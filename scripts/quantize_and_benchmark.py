@@ -6,6 +6,7 @@ Export to ONNX, quantise to INT8, pack the bundle, verify it, measure every vari
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -28,7 +29,7 @@ def main(config: QuantizeConfig) -> None:
     from deploy.verify import verify
     from optimize.bundle import build_bundle
     from optimize.export import compare_onnx, export_onnx
-    from optimize.quantize import S8_NAME, U8_NAME, quantize_onnx
+    from optimize.quantize import S8_NAME, SCALES_NAME, U8_NAME, quantize_onnx
     from scripts.report import write_report
     from train.checkpoint import load_checkpoint, restore_model
     from train.model import count_parameters
@@ -113,6 +114,7 @@ def main(config: QuantizeConfig) -> None:
             out / "bundle",
             variants=[replace(v, metrics=v.metrics | accuracy.get(v.name, {})) for v in variants],
         )
+        shutil.copyfile(work / SCALES_NAME, out / SCALES_NAME)
     results = out / "results.jsonl"
     results.unlink(missing_ok=True)
     append_measurements(results, measurements)

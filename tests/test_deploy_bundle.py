@@ -243,7 +243,6 @@ def test_expected_must_be_one_row_a_sample(bundle: Bundle, tmp_path: Path) -> No
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
 def test_a_full_disk_leaves_the_old_bundle(bundle: Bundle) -> None:
     """A file-size limit of 4 KiB makes the write itself fail, as a full disk does."""
     before = {p: p.read_bytes() for p in bundle.root.rglob("*") if p.is_file()}

@@ -59,7 +59,7 @@ def test_the_road_leaves_what_the_readme_names(compressed: Path) -> None:
     left = {path.name for path in compressed.iterdir()}
     assert left >= {
         "checkpoint.pt", "config.yaml", "metrics.jsonl", "tensorboard", "logs", "bundle", "results.jsonl",
-        "report.html",
+        "report.html", "scales.json",
     }  # fmt: skip
     measured = [(m.variant, m.kind, m.batch) for m in read_measurements(compressed / "results.jsonl")]
     assert measured == [
