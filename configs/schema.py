@@ -143,6 +143,10 @@ class _Optim:
     warmup_epochs: NonNegativeFloat
     final_lr: NonNegativeFloat
     """Where the cosine ends, as a share of `lr`."""
+    cycles: PositiveInt
+    """Cosines one after the other; above 1, each leaves snapshot-N.pt for an ensemble."""
+    l1: NonNegativeFloat
+    """Weight of the sum of absolute values, on the same weights as weight_decay."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -170,10 +174,29 @@ OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 @dataclass(config=_CLOSED, frozen=True)
 class StrategyConfig:
-    name: Literal["auto", "single", "ddp"]
+    name: Literal["auto", "single", "ddp", "fsdp", "pipeline"]
     """`auto` is DDP under a launcher and a single process without."""
     timeout_s: PositiveFloat
-    """A collective that takes longer has lost a rank."""
+    """A step that takes longer has lost a rank, or hangs: the run ends with the stacks of all threads."""
+    microbatches: PositiveInt
+    """Of strategy=pipeline: parts of a batch that are on their way at the same time."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class LossConfig:
+    name: Literal["cross_entropy", "focal"]
+    gamma: NonNegativeFloat
+    """Of the focal loss."""
+    class_balance: Annotated[float, Field(ge=0, le=1)]
+    """Classes weigh count to the power of minus this: 0 all alike, 1 the inverse of their frequency."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class EarlyStopConfig:
+    patience: Count
+    """Epochs without a better score after which a run ends; 0 is off."""
+    min_delta: NonNegativeFloat
+    """What counts as better, in the score's own unit (shares of 1)."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -198,10 +221,16 @@ class TrainConfig:
     label_smoothing: Fraction
     mixup: NonNegativeFloat
     """Alpha of the Beta distribution; 0 is off."""
+    cutmix: NonNegativeFloat
+    """Likewise; with mixup too, each batch draws one of the two."""
     clip_grad_norm: NonNegativeFloat
     """0 is off."""
     ema_decay: Fraction
     """Of the moving average of the weights that is evaluated and exported; 0 is off."""
+    on_nan: Literal["stop", "skip"]
+    """Where the loss is not finite: stop, or leave the step out, which waits for the GPU in every step."""
+    max_nan_steps: Count
+    """Steps that on_nan=skip leaves out before it stops all the same."""
     log_every: PositiveInt
     """Steps between two records of the training metrics."""
     checkpoint_every: Count
@@ -213,6 +242,8 @@ class TrainConfig:
     loader: LoaderConfig
     optim: OptimConfig
     strategy: StrategyConfig
+    loss: LossConfig
+    early_stop: EarlyStopConfig
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -225,6 +256,8 @@ class TrainConfig:
             problems.append(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be less than epochs {self.epochs}"
             )
+        if self.epochs % self.optim.cycles:
+            problems.append(f"optim.cycles {self.optim.cycles} must divide epochs {self.epochs}")
         if self.model.pretrained and self.model.stem != "imagenet":
             problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
         if problems:

@@ -48,3 +48,8 @@ class Index:
                 table["shapes"],
                 tuple(table["class_names"].tolist()),
             )
+
+
+def class_counts(index: Index) -> Int64:
+    """int64 [classes]: images of each."""
+    return np.bincount(index.labels, minlength=len(index.class_names)).astype(np.int64)

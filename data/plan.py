@@ -100,19 +100,16 @@ class TrainPlan:
         self._world = world
         self._rank = rank
         self._steps = len(index) // batch_size * accumulate
-        self._epoch = -1
-        self._order: Int64 = np.empty(0, np.int64)
+        self._accumulate = accumulate
+        self._order: tuple[int, Int64] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return self._steps
 
     def at(self, position: int) -> BatchPlan:
         epoch, step = divmod(position, self._steps)
-        if epoch != self._epoch:
-            self._order = _generator(self._seed, epoch, 0).permutation(len(self.index))
-            self._epoch = epoch
-        size = self.batch_size * self._world
-        rows = self._order[step * size : (step + 1) * size]
+        rows = self._global_rows(position)
+        size = len(rows)
         # Windows are drawn for the whole batch and then cut, so that they too do not depend on the ranks.
         rng = _generator(self._seed, epoch, 1 + step)
         windows = random_windows(rng, self.index.shapes[rows], self._augment)
@@ -120,6 +117,20 @@ class TrainPlan:
         mine = slice(self._rank * self.batch_size, (self._rank + 1) * self.batch_size)
         resized = np.full((self.batch_size, 2), self._spec.size, np.int64)
         return BatchPlan(rows[mine], self.index.labels[rows[mine]], windows[mine], resized, flips[mine])
+
+    def files_of(self, step: int) -> list[str]:
+        """Paths of the images of an optimiser step (from 0), over all ranks and accumulated passes."""
+        positions = range(step * self._accumulate, (step + 1) * self._accumulate)
+        return [self.index.paths[row] for position in positions for row in self._global_rows(position)]
+
+    def _global_rows(self, position: int) -> Int64:
+        epoch, step = divmod(position, self._steps)
+        known, order = self._order
+        if epoch != known:
+            order = _generator(self._seed, epoch, 0).permutation(len(self.index))
+            self._order = epoch, order  # at once, because the loader's thread asks too
+        size = self.batch_size * self._world
+        return order[step * size : (step + 1) * size]
 
 
 class EvalPlan:

@@ -81,8 +81,8 @@ def test_the_benchmark_config_is_valid() -> None:
         ("seed=-1", "seed", "greater than or equal to 0"),
         (f"seed={2**63}", "seed", "less than"),
         ("optim.lr=inf", "optim.lr", "finite"),
-        ("strategy.name=dpp", "strategy.name", "'auto', 'single' or 'ddp'"),
-        ("strategy=dpp", "strategy", "auto ddp single"),
+        ("strategy.name=dpp", "strategy.name", "'fsdp' or 'pipeline'"),
+        ("strategy=dpp", "strategy", "auto ddp fsdp pipeline single"),
         ("optim=lamb", "optim", "adamw sgd"),
         ("optim=3", "optim=3", "must be a string"),
         ("data.name=imagnet", "data", "'image_folder'"),
@@ -107,7 +107,15 @@ def test_a_mistake_is_refused_with_its_key_and_a_remedy(override: str, key: str,
 def test_the_optimisers_do_not_share_their_keys() -> None:
     assert "optim.momentum: unknown key" in refusal("optim=adamw", "optim.momentum=0.9")
     assert train_config("optim=sgd", "optim.momentum=0.8").optim == SgdConfig(
-        lr=0.05, weight_decay=0.0005, warmup_epochs=1.0, final_lr=0.0, name="sgd", momentum=0.8, nesterov=True
+        lr=0.05,
+        weight_decay=0.0005,
+        warmup_epochs=1.0,
+        final_lr=0.0,
+        cycles=1,
+        l1=0.0,
+        name="sgd",
+        momentum=0.8,
+        nesterov=True,
     )
 
 
@@ -174,6 +182,8 @@ def test_imagenet_resnet50_is_the_recipe_of_deeplearningexamples() -> None:
         weight_decay=1 / 32768,
         warmup_epochs=8.0,
         final_lr=0.0,
+        cycles=1,
+        l1=0.0,
         name="sgd",
         momentum=0.875,
         nesterov=False,

@@ -1,0 +1,80 @@
+"""What strategies over torch.distributed share: the process group, votes and words between the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from deploy.errors import LabError
+from train.ranks import Ranks
+
+T = TypeVar("T")
+MARGIN_S = 30.0
+"""The collectives give up so much later than the watchdog, which leaves the stacks of every rank."""
+
+
+class Group:
+    """All ranks of the launcher: NCCL between GPUs, gloo between CPUs."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, precision: str, timeout_s: float) -> None:
+        self.ranks = ranks
+        self.device = device
+        self.precision = precision
+        self.replica = ranks.rank
+        self.replicas = ranks.world
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=timeout_s + MARGIN_S),
+            device_id=device if on_gpu else None,
+        )
+        # Python objects and flags go over gloo: off the GPU, and free to wait while rank 0 checks a data set.
+        self.control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def shard(self, model: nn.Module) -> None:
+        pass
+
+    def align(self, model: nn.Module) -> None:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, group=self.control)
+        return bool(votes.item())
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        outcome: list[Any] = [None, None]
+        failure: BaseException | None = None
+        if self.ranks.is_first:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                failure = error
+                outcome[1] = str(error) if isinstance(error, LabError) else f"rank 0 failed: {error!r}"
+        dist.broadcast_object_list(outcome, src=0, group=self.control)
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            raise LabError(outcome[1])
+        return cast(T, outcome[0])
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        parts = [torch.empty_like(values) for _ in range(self.ranks.world)] if self.ranks.is_first else None
+        dist.gather(values, parts)
+        return parts
+
+    def close(self) -> None:
+        dist.destroy_process_group()
