@@ -27,6 +27,7 @@ class FSDP(Group):
         self._mesh = init_device_mesh(device.type, (ranks.world,))
 
     def shard(self, model: nn.Module) -> None:
+        model.to(memory_format=torch.contiguous_format)  # slices of channels_last weights are not supported
         for block in residual_blocks(model):
             fully_shard(block, mesh=self._mesh, reshard_after_forward=True)
         # Also the outermost: when the moving average is evaluated, no backward pass lets go of its weights.

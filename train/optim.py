@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from configs.schema import AdamWConfig, OptimConfig
 from train.state import local
@@ -23,11 +24,13 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         },
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "decays": False},
     ]
+    # The fused SGD does not know sharded tensors.
+    fused = not any(isinstance(p, DTensor) for p in parameters)
     if isinstance(config, AdamWConfig):
         beta1, beta2 = config.betas
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=fused)
     return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
     )
 
 

@@ -151,8 +151,20 @@ class _Stage(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with autocast(*self._where):
-            value: torch.Tensor = self.units(images)
-        return value
+            value: torch.Tensor = self.units(_Contiguous.apply(images))
+        return value.contiguous()
+
+
+class _Contiguous(torch.autograd.Function):
+    """Identity; what goes back to the stage before lies in memory as it was sent, not as channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].contiguous()
 
 
 def _stages(model: nn.Module, count: int) -> list[list[nn.Module]]:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -74,7 +75,7 @@ class ShardedWriter:
             return
         try:
             pending.result()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             free = shutil.disk_usage(self._folder).free >> 20
             raise LabError(
                 f"a checkpoint below {self._folder} could not be written ({str(error)[-300:]}); {free} "
@@ -112,7 +113,7 @@ def read_sharded(
         tensors = {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
         # Each rank by itself: a rank that cannot read must not leave the others waiting.
         load(tensors, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise UnreadableError(
             f"{folder} cannot be read: truncated, or not written by edgelab ({str(error)[-200:]})"
         ) from error
@@ -132,7 +133,8 @@ class _Reader(FileSystemReader):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name) if module.split(".")[0] in ("torch", "collections") else None
+        ours = module.split(".")[0] in ("torch", "collections", "pathlib")
+        found = super().find_class(module, name) if ours else None
         if isinstance(found, torch.dtype) or found in _METADATA_FUNCTIONS:
             return found
         if isinstance(found, type) and f"{found.__module__}.{found.__name__}" in _METADATA_TYPES:
@@ -145,6 +147,8 @@ _METADATA_TYPES = frozenset(
     {
         "torch.Size",
         "collections.OrderedDict",
+        "pathlib.PosixPath",
+        "pathlib._local.PosixPath",  # Python 3.13
         "torch.distributed.checkpoint.filesystem._StorageInfo",
         *(
             f"torch.distributed.checkpoint.metadata.{name}"
