@@ -112,6 +112,60 @@ DataConfig = Annotated[
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class ShuffleConfig:
+    """Every image once an epoch."""
+
+    name: Literal["shuffle"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class BalancedConfig:
+    """Every class equally likely; an epoch is as long as with `shuffle`."""
+
+    name: Literal["balanced"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class WeightedConfig:
+    """An image is drawn in proportion to weights[class] x count[class]^-power x its weight in the manifest;
+    an epoch is as long as with `shuffle`."""
+
+    name: Literal["weighted"]
+    weights: dict[str, PositiveFloat] | None
+    """By class name, every class; null: all alike."""
+    power: NonNegativeFloat
+    """0 leaves the classes' shares as they are, 0.5 is the square-root rule (Mahajan et al. 2018), 1 balances
+    them."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class OverConfig:
+    """Each class is repeated up to the size of the largest."""
+
+    name: Literal["over"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class UnderConfig:
+    """Each class is cut down to the size of the smallest; which images changes with the epoch."""
+
+    name: Literal["under"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class BootstrapConfig:
+    """As many draws with replacement as there are images, the same in every epoch (Breiman 1996)."""
+
+    name: Literal["bootstrap"]
+
+
+SamplingConfig = Annotated[
+    ShuffleConfig | BalancedConfig | WeightedConfig | OverConfig | UnderConfig | BootstrapConfig,
+    Field(discriminator="name"),
+]
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class LoaderConfig:
     name: Literal["dali", "torch"]
     threads: PositiveInt | None
@@ -210,6 +264,8 @@ class TrainConfig:
     """Epochs between two checkpoints; the last epoch is always saved."""
     model: ModelConfig
     data: DataConfig
+    sampling: SamplingConfig
+    """Of the training images; validation is never resampled."""
     loader: LoaderConfig
     optim: OptimConfig
     strategy: StrategyConfig

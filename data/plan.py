@@ -1,10 +1,10 @@
 """Which images make up a batch, and how each is cropped: a pure function of (seed, epoch, step).
 
-Training takes global batches from a permutation of the epoch and cuts each into one slice a rank, so the
-same images make up a step on one GPU and on eight. The tail that fills no batch is left out; which images
-that is changes with the epoch. Evaluation deals every image to exactly one rank and fills the last batches
-with repetitions that carry the label `IGNORE`, so that every rank takes the same number of steps (a strategy
-that communicates in the forward pass needs that).
+Training takes global batches from a permutation of the epoch's rows (`data.sampling`) and cuts each into one
+slice a rank, so the same images make up a step on one GPU and on eight. The tail that fills no batch is left
+out; which images that is changes with the epoch. Evaluation deals every image to exactly one rank and fills
+the last batches with repetitions that carry the label `IGNORE`, so that every rank takes the same number of
+steps (a strategy that communicates in the forward pass needs that).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from configs.schema import AugmentConfig
+from configs.schema import AugmentConfig, SamplingConfig
+from data.draws import draws
 from data.index import Index, Int64
+from data.sampling import SHUFFLE, epoch_rows
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
@@ -77,6 +79,7 @@ class TrainPlan:
         rank: int,
         world: int,
         seed: int,
+        sampling: SamplingConfig = SHUFFLE,
     ) -> None:
         parts = accumulate * world
         if batch_size % parts:
@@ -86,20 +89,23 @@ class TrainPlan:
                 f"{accumulate} accumulated pass(es): use {f'{below} or ' if below else ''}{below + parts}, "
                 "or another number of processes"
             )
-        if len(index) < batch_size:
-            most = len(index) // parts * parts
+        length = len(epoch_rows(sampling, index, seed, 0))
+        if length < batch_size:
+            most = length // parts * parts
             remedy = f"batch_size={most} or less" if most else "fewer processes or a smaller accumulate"
+            which = "" if length == len(index) else f" an epoch of sampling={sampling.name}"
             raise LabError(
-                f"batch_size {batch_size} is more than the {len(index)} training images: use {remedy}"
+                f"batch_size {batch_size} is more than the {length} training images{which}: use {remedy}"
             )
         self.index = index
         self.batch_size = batch_size // parts
         self._spec = spec
         self._augment = augment
+        self._sampling = sampling
         self._seed = seed
         self._world = world
         self._rank = rank
-        self._steps = len(index) // batch_size * accumulate
+        self._steps = length // batch_size * accumulate
         self._epoch = -1
         self._order: Int64 = np.empty(0, np.int64)
 
@@ -109,12 +115,13 @@ class TrainPlan:
     def at(self, position: int) -> BatchPlan:
         epoch, step = divmod(position, self._steps)
         if epoch != self._epoch:
-            self._order = _generator(self._seed, epoch, 0).permutation(len(self.index))
+            rows = epoch_rows(self._sampling, self.index, self._seed, epoch)
+            self._order = rows[draws(self._seed, epoch, 0).permutation(len(rows))]
             self._epoch = epoch
         size = self.batch_size * self._world
         rows = self._order[step * size : (step + 1) * size]
         # Windows are drawn for the whole batch and then cut, so that they too do not depend on the ranks.
-        rng = _generator(self._seed, epoch, 1 + step)
+        rng = draws(self._seed, epoch, 1 + step)
         windows = random_windows(rng, self.index.shapes[rows], self._augment)
         flips = rng.random(size) < (0.5 if self._augment.flip else 0.0)
         mine = slice(self._rank * self.batch_size, (self._rank + 1) * self.batch_size)
@@ -183,8 +190,3 @@ def random_windows(rng: np.random.Generator, shapes: Int64, augment: AugmentConf
     top = np.where(found, np.floor(place[:, 0] * (height - h + 1)), (height - h) // 2).astype(np.int64)
     left = np.where(found, np.floor(place[:, 1] * (width - w + 1)), (width - w) // 2).astype(np.int64)
     return np.stack([top, left, h, w], axis=1)
-
-
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Counter-based, so that any (epoch, step) is reached without drawing what came before."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))

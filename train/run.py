@@ -15,6 +15,7 @@ from configs.schema import TrainConfig
 from data.build import build_loader
 from data.plan import EvalPlan, TrainPlan
 from data.prepare import Splits, input_spec, prepare
+from data.sampling import sampling_lines
 from deploy.errors import LabError
 from deploy.machine import usable_cores
 from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, require_same_run, save_checkpoint
@@ -96,6 +97,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         rank=ranks.rank,
         world=ranks.world,
         seed=config.seed,
+        sampling=config.sampling,
     )
     eval_plan = EvalPlan(
         splits.val, spec, batch_size=train_plan.batch_size, rank=ranks.rank, world=ranks.world
@@ -194,7 +196,10 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
 
     def work() -> None:
         with progress_bar("checking images", enabled=True) as show:
-            prepare(config.data, folder, log.info, show).save(folder)
+            splits = prepare(config.data, folder, log.info, show)
+        for line in sampling_lines(config.sampling, splits.train, config.seed):
+            log.info("%s", line)
+        splits.save(folder)
         (run_dir / "config.yaml").write_text(to_yaml(config))
 
     strategy.on_first(work)
