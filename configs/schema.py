@@ -106,8 +106,49 @@ class SyntheticConfig(_Data):
     height: PositiveInt
 
 
+Missing = Literal["stop", "drop", "impute"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ColumnsConfig:
+    """Names in the manifest's header; split, weight and group may be absent there."""
+
+    path: str
+    label: str
+    split: str
+    weight: str
+    group: str
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ColumnsConfig:
+        names = [self.path, self.label, self.split, self.weight, self.group]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the columns are {names}: their names must differ")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ManifestConfig(_Data):
+    name: Literal["manifest"]
+    root: str
+    csv: str
+    """A path in `root`, or a whole one."""
+    relative_to: Literal["csv", "root"]
+    """What the paths in it are relative to: the folder of the CSV file, or `root`."""
+    columns: ColumnsConfig
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share held out, stratified, where there is no column of splits."""
+    on_missing_label: Missing
+    """impute: the most frequent label of the group."""
+    on_missing_file: Missing
+    """impute: another image of the same class and split."""
+    on_missing_weight: Missing
+    """Of a training image; impute: the median of its class."""
+
+
 DataConfig = Annotated[
-    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig, Field(discriminator="name")
+    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig,
+    Field(discriminator="name"),
 ]
 
 

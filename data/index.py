@@ -59,3 +59,18 @@ class Index:
                 tuple(table["class_names"].tolist()),
                 table.get("weights"),
             )
+
+
+def concatenate(one: Index, other: Index) -> Index:
+    """The images of both, which have the same classes."""
+    assert one.class_names == other.class_names
+    weights = None
+    if one.weights is not None or other.weights is not None:
+        weights = np.concatenate([np.ones(len(i)) if i.weights is None else i.weights for i in (one, other)])
+    return Index(
+        one.paths + other.paths,
+        np.concatenate([one.labels, other.labels]),
+        np.concatenate([one.shapes, other.shapes]),
+        one.class_names,
+        weights,
+    )
