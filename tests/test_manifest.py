@@ -119,7 +119,7 @@ HOLES = [
 def test_stop_names_every_missing_thing_its_line_and_the_remedies(write: Write) -> None:
     message = refusal(write(*HOLES))
     for text in (
-        "2 of 11 rows have no label", "line 6: ", "line 8: ", 
+        "2 of 11 rows have no label", "line 6: ", "line 8: ",
         "on_missing_label=drop or data.on_missing_label=impute",
         "2 of 11 rows have no file", "line 7: ", "gone.png", "line 9: ", "data.on_missing_file=drop",
         "2 of 11 rows have no weight", "line 10: ", "data.on_missing_weight=impute",
