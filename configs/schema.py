@@ -24,6 +24,16 @@ RgbPositive = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class ProgressiveConfig:
+    """Smaller training images at first; evaluation is always at the full size."""
+
+    start_size: Annotated[int, Field(ge=32, multiple_of=32)]
+    """Side in the first epoch, px; it grows linearly, in steps of 32."""
+    epochs: Count
+    """Until the full size; 0 is off."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class InputConfig:
     """What becomes the `InputSpec` of a run."""
 
@@ -34,6 +44,15 @@ class InputConfig:
     mean: Rgb
     """Of each colour in 0..1."""
     std: RgbPositive
+    progressive: ProgressiveConfig
+
+    @model_validator(mode="after")
+    def _start_is_smaller(self) -> InputConfig:
+        if self.progressive.epochs and self.progressive.start_size > self.size:
+            raise ValueError(
+                f"progressive.start_size {self.progressive.start_size} must be at most size {self.size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> InputConfig:
@@ -43,14 +62,44 @@ class InputConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class RandAugmentConfig:
+    """Cubuk et al. 2019, with torchvision's operations and ranges."""
+
+    num_ops: Count
+    """Operations on each image; 0 is off."""
+    magnitude: Annotated[int, Field(ge=0, le=30)]
+    """Of 31 bins."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ErasingConfig:
+    """Zhong et al. 2017; a box becomes the mean colour."""
+
+    probability: Annotated[float, Field(ge=0, le=1)]
+    """0 is off."""
+    min_area: Annotated[float, Field(gt=0, lt=1)]
+    """Least share of the image."""
+    max_area: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _areas_in_order(self) -> ErasingConfig:
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area:g} must be at most max_area {self.max_area:g}")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class AugmentConfig:
-    """Random resized crop and horizontal flip of the training images."""
+    """What happens to the training images alone, in this order: random resized crop, RandAugment, horizontal
+    flip, random erasing."""
 
     min_scale: Annotated[float, Field(gt=0, le=1)]
     """Least share of the image's area that a crop keeps; 1 turns the crop off."""
     max_ratio: Annotated[float, Field(ge=1)]
     """Aspect ratios are drawn from 1/max_ratio to max_ratio."""
     flip: bool
+    randaugment: RandAugmentConfig
+    erasing: ErasingConfig
 
 
 @dataclass(config=_CLOSED, frozen=True)

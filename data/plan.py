@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from configs.schema import AugmentConfig, SamplingConfig
+from configs.schema import AugmentConfig, ProgressiveConfig, SamplingConfig
+from data.augment import random_erasing, random_ops, training_size
 from data.draws import draws
-from data.index import Index, Int64
+from data.index import Float64, Index, Int64
 from data.sampling import SHUFFLE, epoch_rows
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
@@ -43,6 +44,12 @@ class BatchPlan:
     """[n, 2]: height and width in px that the window or the whole image is resized to."""
     flips: Bool
     """[n]: mirrored left to right."""
+    ops: Int64
+    """[n, num_ops]: RandAugment's operations, places in `data.augment.OPS`; before the flip."""
+    parameters: Float64
+    """[n, num_ops]: of those operations, see `data.augment.random_ops`."""
+    erased: Int64
+    """[n, 4]: top, left, height, width in px of the finished image that become 0; all 0: none."""
 
 
 class Plan(Protocol):
@@ -53,6 +60,9 @@ class Plan(Protocol):
     """Of one rank."""
     crop_first: bool
     """Whether `windows` are cut before resizing (training) or after (evaluation)."""
+    num_ops: int
+    """Operations of RandAugment on each image."""
+    erases: bool
 
     def __len__(self) -> int: ...
 
@@ -80,6 +90,7 @@ class TrainPlan:
         world: int,
         seed: int,
         sampling: SamplingConfig = SHUFFLE,
+        progressive: ProgressiveConfig | None = None,
     ) -> None:
         parts = accumulate * world
         if batch_size % parts:
@@ -99,6 +110,9 @@ class TrainPlan:
             )
         self.index = index
         self.batch_size = batch_size // parts
+        self.num_ops = augment.randaugment.num_ops
+        self.erases = augment.erasing.probability > 0
+        self._progressive = progressive
         self._spec = spec
         self._augment = augment
         self._sampling = sampling
@@ -125,14 +139,33 @@ class TrainPlan:
         windows = random_windows(rng, self.index.shapes[rows], self._augment)
         flips = rng.random(size) < (0.5 if self._augment.flip else 0.0)
         mine = slice(self._rank * self.batch_size, (self._rank + 1) * self.batch_size)
-        resized = np.full((self.batch_size, 2), self._spec.size, np.int64)
-        return BatchPlan(rows[mine], self.index.labels[rows[mine]], windows[mine], resized, flips[mine])
+        side = (
+            self._spec.size
+            if self._progressive is None
+            else training_size(self._progressive, self._spec.size, epoch)
+        )
+        ops, parameters = random_ops(
+            draws(self._seed, epoch, step, "ops"), size, self._augment.randaugment, side
+        )
+        erased = random_erasing(draws(self._seed, epoch, step, "erasing"), size, self._augment.erasing, side)
+        return BatchPlan(
+            rows[mine],
+            self.index.labels[rows[mine]],
+            windows[mine],
+            np.full((self.batch_size, 2), side, np.int64),
+            flips[mine],
+            ops[mine],
+            parameters[mine],
+            erased[mine],
+        )
 
 
 class EvalPlan:
     """Every image once, over all ranks, prepared by the InputSpec's rule."""
 
     crop_first = False
+    num_ops = 0
+    erases = False
 
     def __init__(self, index: Index, spec: InputSpec, *, batch_size: int, rank: int, world: int) -> None:
         self.index = index
@@ -157,8 +190,16 @@ class EvalPlan:
         cut = slice(step * self.batch_size, (step + 1) * self.batch_size)
         rows, valid = self._rows[cut], self._valid[cut]
         labels = np.where(valid, self.index.labels[rows], IGNORE)
+        n = len(rows)
         return BatchPlan(
-            rows, labels, self._windows[rows], self._resized[rows], np.zeros(len(rows), np.bool_)
+            rows,
+            labels,
+            self._windows[rows],
+            self._resized[rows],
+            np.zeros(n, np.bool_),
+            np.empty((n, 0), np.int64),
+            np.empty((n, 0)),
+            np.zeros((n, 4), np.int64),
         )
 
 

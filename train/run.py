@@ -98,6 +98,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         world=ranks.world,
         seed=config.seed,
         sampling=config.sampling,
+        progressive=config.data.input.progressive,
     )
     eval_plan = EvalPlan(
         splits.val, spec, batch_size=train_plan.batch_size, rank=ranks.rank, world=ranks.world
