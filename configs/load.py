@@ -188,7 +188,7 @@ def _missing(raw: Any, prefix: str = "") -> dict[str, str]:
 def _location(item: Any) -> tuple[str | int, ...]:
     # A union of configs adds the chosen variant to the path: data.digits.input.size is data.input.size.
     head, *rest = item["loc"] or ("",)
-    if head in ("data", "optim") and rest and isinstance(rest[0], str):
+    if head in ("data", "optim", "sampling") and rest and isinstance(rest[0], str):
         rest = rest[1:]
     return (head, *rest)
 

@@ -59,7 +59,7 @@ def test_every_option_is_valid_and_named_as_its_file(group: str, option: str) ->
 
 def test_every_section_is_a_group_of_options() -> None:
     sections = {field.name for field in fields(TrainConfig)} & {group for group, _ in OPTIONS}
-    assert sections == {"data", "loader", "model", "optim", "strategy"}
+    assert sections == {"data", "loader", "model", "optim", "sampling", "strategy"}
 
 
 def test_the_benchmark_config_is_valid() -> None:

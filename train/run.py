@@ -18,6 +18,7 @@ from data.index import Index, class_counts
 from data.loader import Loader
 from data.plan import EvalPlan, TrainPlan
 from data.prepare import Splits, input_spec, prepare
+from data.sampling import sampling_lines
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
@@ -181,6 +182,8 @@ def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: St
         rank=strategy.replica,
         world=strategy.replicas,
         seed=config.seed,
+        sampling=config.sampling,
+        progressive=config.data.input.progressive,
     )
 
 
@@ -250,7 +253,10 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
 
     def work() -> None:
         with progress_bar("checking images", enabled=True) as show:
-            prepare(config.data, folder, log.info, show).save(folder)
+            splits = prepare(config.data, folder, log.info, show)
+        for line in sampling_lines(config.sampling, splits.train, config.seed):
+            log.info("%s", line)
+        splits.save(folder)
         (run_dir / "config.yaml").write_text(to_yaml(config))
 
     strategy.on_first(work)
