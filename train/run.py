@@ -13,6 +13,7 @@ import torch
 from configs.load import to_yaml
 from configs.schema import TrainConfig
 from data.build import build_loader
+from data.folds import resplit
 from data.plan import EvalPlan, TrainPlan
 from data.prepare import Splits, input_spec, prepare
 from deploy.errors import LabError
@@ -20,10 +21,12 @@ from deploy.machine import usable_cores
 from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, require_same_run, save_checkpoint
 from train.ema import Ema
 from train.loop import Job, Training, choose_precision, classification_loss, evaluate, train_epoch
+from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.ranks import Ranks, choose_device
+from train.result import Result, keep_result
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
 
@@ -32,6 +35,7 @@ BEST = "best.pt"
 
 def run(config: TrainConfig) -> dict[str, float]:
     """Train as the config says; the metrics of the last evaluation. Raises LabError for a user's mistake."""
+    require_resume(config)
     ranks = Ranks.from_environ()
     device = choose_device(config.device, ranks)
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
@@ -182,6 +186,9 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
                 save(BEST)
             if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
                 save()
+        else:
+            if ranks.is_first:
+                keep_result(run_dir, Result(config, metrics))
     monitor.close()
     train_loader.close()
     eval_loader.close()
@@ -194,8 +201,11 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
 
     def work() -> None:
         with progress_bar("checking images", enabled=True) as show:
-            prepare(config.data, folder, log.info, show).save(folder)
+            splits = prepare(config.data, folder, log.info, show)
+        if config.cv.fold is not None:
+            splits = resplit(splits, config.cv.folds, config.cv.fold, config.cv.stratified, config.seed)
+        splits.save(folder)
         (run_dir / "config.yaml").write_text(to_yaml(config))
 
     strategy.on_first(work)
-    return Splits.load(folder)
+    return load_shared(folder, strategy.ranks.rank)

@@ -87,8 +87,10 @@ class DDP:
             timeout=timedelta(seconds=timeout_s),
             device_id=device if on_gpu else None,
         )
-        # Python objects and flags go over gloo: off the GPU, and free to wait while rank 0 checks a data set.
+        # Python objects go over gloo: off the GPU, and free to wait while rank 0 checks a data set.
         self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        # A vote is short, and must not wait a day for a rank whose machine is gone.
+        self._votes: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     def prepare(self, model: nn.Module) -> nn.Module:
         on_gpu = self.device.type == "cuda"
@@ -112,7 +114,7 @@ class DDP:
 
     def any(self, flag: bool) -> bool:
         votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, group=self._control)
+        dist.all_reduce(votes, group=self._votes)
         return bool(votes.item())
 
     def on_first(self, work: Callable[[], T]) -> T:
