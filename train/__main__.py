@@ -8,13 +8,20 @@ from collections.abc import Sequence
 
 from configs.load import Launch, SweepJob, run_command
 from configs.schema import TrainConfig
+from train.launch import (
+    Child,
+    is_cross_validation,
+    launched,
+    require_no_launcher,
+    run_children,
+    train_command,
+)
 
 
 def main(config: TrainConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
-    from train.launch import Child, is_cross_validation, launched, run_children, train_command
-
     if is_cross_validation(config):
+        require_no_launcher()
         from train.cv import cross_validate
 
         cross_validate(config, overrides)
@@ -30,6 +37,7 @@ def main(config: TrainConfig, overrides: Sequence[str]) -> None:
 
 
 def sweep(jobs: list[SweepJob[TrainConfig]], launch: Launch[TrainConfig]) -> None:
+    require_no_launcher()
     from train.sweep import sweep
 
     sweep(jobs, launch)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from configs.schema import TrainConfig
+from deploy.errors import LabError
 
 _VARIABLES = frozenset(
     {
@@ -52,6 +53,15 @@ class Place:
 def launched() -> bool:
     """Whether a launcher such as torchrun started this process."""
     return "RANK" in os.environ
+
+
+def require_no_launcher() -> None:
+    """Raises LabError where the ranks of one run are asked to make several."""
+    if launched():
+        raise LabError(
+            "several runs, but a launcher started this process: start them with plain python, and "
+            "each with several processes by processes=N"
+        )
 
 
 def train_command(config: TrainConfig, overrides: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from configs.load import Launch, SweepJob, override
 from configs.schema import TrainConfig
 from deploy.errors import LabError
-from train.launch import Child, launched, run_children, train_command
+from train.launch import Child, run_children, train_command
 from train.result import read_result, write_json
 from train.run import open_run_dir
 
@@ -34,11 +34,6 @@ def sweep(jobs: list[Job], launch: Launch[TrainConfig]) -> None:
 def open_sweep_dir(jobs: Sequence[Job]) -> Path:
     """The folder that is to hold the jobs' folders. Raises LabError where it holds some, without resume."""
     config = jobs[0].config
-    if launched():
-        raise LabError(
-            "several runs, but a launcher started this process: start them with plain python, and "
-            "each with several processes by processes=N"
-        )
     if len({job.config.run_dir for job in jobs}) > 1:
         raise LabError("run_dir is the folder of the whole sweep: give one; the jobs get folders below it")
     folder = open_run_dir(config)
