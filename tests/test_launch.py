@@ -113,7 +113,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from train.launch import Child, run_children
-child = "import signal, sys; signal.signal(15, lambda *a: sys.exit(0)); print('up', flush=True); signal.pause()"
+child = "import signal, sys; signal.signal(15, lambda *a: exit(0)); print('up', flush=True); signal.pause()"
 run_children([Child(["python", "-c", child], Path(sys.argv[1])), Child(["python", "-c", "print('late')"])])
 """
 
