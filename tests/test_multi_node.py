@@ -93,7 +93,7 @@ def worker(folder: Path, what: str, at: int) -> list[str]:
 
 
 def surviving_rows(notes: Path) -> dict[int, list[int]]:
-    """Of each step, those that went into the final weights: what the last group to do it saw, over all ranks."""
+    """Of each step, those that went into the final weights: what the last group that did it saw."""
     seen = [json.loads(line) for file in notes.glob("seen-*") for line in file.read_text().splitlines()]
     last = {record["step"]: record["began"] for record in sorted(seen, key=lambda record: record["began"])}
     rows: dict[int, list[int]] = {step: [] for step in last}
