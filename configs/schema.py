@@ -344,6 +344,26 @@ class EarlyStopConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class CvConfig:
+    """Cross-validation: every image is a validation image once."""
+
+    folds: Count
+    """Parts of equal size; 0 is off."""
+    fold: Count | None
+    """The one held out in this run; null: all of them, a run each, in folders below run_dir."""
+    stratified: bool
+    """The classes have the same shares in every fold."""
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> CvConfig:
+        if self.folds == 1:
+            raise ValueError("folds=1 holds nothing out: give 2 or more, or 0 for none")
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} must be below folds {self.folds}")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class TrainConfig:
     name: str
     """Names the run folder."""
@@ -357,6 +377,9 @@ class TrainConfig:
     """Images in one optimiser step over all ranks: a config means the same on one GPU and on eight."""
     accumulate: PositiveInt
     """Backward passes that make up one optimiser step."""
+    processes: PositiveInt | None
+    """More than 1: the run is started anew under torchrun with so many processes on this machine. Under a
+    launcher the launcher's number counts."""
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     """Of autocast; `auto` is bf16 where the device computes in it natively, otherwise fp32."""
@@ -390,6 +413,7 @@ class TrainConfig:
     strategy: StrategyConfig
     loss: LossConfig
     early_stop: EarlyStopConfig
+    cv: CvConfig
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:

@@ -180,6 +180,10 @@ def _write_once(root: Path, write: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        temporary.rename(root)
+        try:
+            temporary.rename(root)
+        except OSError:
+            if not root.exists():  # else another run, of the same sweep for one, was first
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -221,7 +222,7 @@ def test_a_mistake_beside_cfg_job_is_no_traceback() -> None:
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: TrainConfig) -> None:
+    def broken(config: TrainConfig, overrides: Sequence[str]) -> None:
         raise RuntimeError(f"defect in {config.name}")
 
     monkeypatch.setattr(sys, "argv", ["train", "name=mine"])

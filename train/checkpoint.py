@@ -208,7 +208,7 @@ def restore_model(checkpoint: Checkpoint) -> nn.Module:
 # What may change when a run goes on: where it runs and how it is watched, not what it computes.
 _FREE = frozenset(
     {
-        "run_dir", "resume", "name", "device", "compile", "loader", "strategy",
+        "run_dir", "resume", "name", "processes", "device", "compile", "loader", "strategy",
         "log_every", "checkpoint_every", "checkpoint_epochs",
     }
 )  # fmt: skip

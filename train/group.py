@@ -37,6 +37,8 @@ class Group:
         )
         # Python objects and flags go over gloo: off the GPU, and free to wait while rank 0 checks a data set.
         self.control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        # A vote is short, and must not wait a day for a rank whose machine is gone.
+        self._votes: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + MARGIN_S))
 
     def shard(self, model: nn.Module) -> None:
         pass
@@ -52,7 +54,7 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, group=self.control)
+        dist.all_reduce(votes, group=self._votes)
         return bool(votes.item())
 
     def on_first(self, work: Callable[[], T]) -> T:

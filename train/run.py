@@ -17,7 +17,7 @@ from data.build import build_loader
 from data.index import Index, class_counts
 from data.loader import Loader
 from data.plan import EvalPlan, TrainPlan
-from data.prepare import Splits, input_spec, prepare
+from data.prepare import Splits, input_spec, prepare, resplit
 from data.sampling import sampling_lines
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
@@ -25,11 +25,13 @@ from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
 from train.ema import Ema
 from train.loop import Job, Training, evaluate, train_epoch
+from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.precision import choose_precision
 from train.ranks import Ranks, choose_device
+from train.result import Result, keep_result
 from train.saves import Saves, checkpoints, saved_config
 from train.state import optimizer_tensors
 from train.stop import StopRequest
@@ -42,6 +44,7 @@ BEST = "best.pt"
 
 def run(config: TrainConfig) -> dict[str, float]:
     """Train as the config says; the metrics of the last evaluation. Raises LabError for a user's mistake."""
+    require_resume(config)
     ranks = Ranks.from_environ()
     device = choose_device(config.device, ranks)
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
@@ -165,7 +168,10 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
                 saves.export(checkpoint(), f"snapshot-{progress.epoch // cycle}.pt")
             if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
                 saves.save(checkpoint())
-        saves.finish(checkpoint())
+        else:
+            saves.finish(checkpoint())
+            if ranks.is_first:
+                keep_result(run_dir, Result(config, metrics))
     monitor.close()
     for loader in loaders:
         loader.close()
@@ -254,10 +260,12 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
     def work() -> None:
         with progress_bar("checking images", enabled=True) as show:
             splits = prepare(config.data, folder, log.info, show)
+        if config.cv.fold is not None:
+            splits = resplit(splits, config.cv.folds, config.cv.fold, config.cv.stratified, config.seed)
         for line in sampling_lines(config.sampling, splits.train, config.seed):
             log.info("%s", line)
         splits.save(folder)
         (run_dir / "config.yaml").write_text(to_yaml(config))
 
     strategy.on_first(work)
-    return Splits.load(folder)
+    return load_shared(folder, strategy.ranks.rank)
