@@ -34,7 +34,8 @@ class Progress:
     """Optimiser steps done."""
     epoch: int = 0
     """Epochs trained and evaluated."""
-    best_top1: float = -1.0
+    best_score: float = -1.0
+    """Of the run's headline (`train.class_metrics.headline`), at the ends of epochs."""
 
 
 @dataclass(frozen=True)

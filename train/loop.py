@@ -19,7 +19,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from train.checkpoint import Progress
 from train.ema import Ema
-from train.metrics import EvalCounts, EvalResult
+from train.metrics import EvalCounts, EvalResult, EvalScores
 from train.monitor import Monitor
 from train.optim import lr_at, set_lr
 from train.stop import StopRequest
@@ -152,20 +152,26 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, loader: Loader, job: Job) -> EvalResult | None:
-    """Over every image exactly once, whatever the number of ranks. None where a stop was asked for."""
+def evaluate(network: nn.Module, loader: Loader, job: Job, *, collect: bool) -> EvalResult | None:
+    """Over every image exactly once, whatever the number of ranks. None where a stop was asked for.
+
+    `collect` brings every image's probabilities to rank 0, and with them what the curves take.
+    """
     job.strategy.align(network)
     network.eval()
     counts = EvalCounts(job.spec.num_classes, job.strategy.device)
+    scores = EvalScores() if collect else None
     for number, batch in enumerate(loader):
         if number % STOP_CHECK_STEPS == 0 and job.strategy.any(job.stop.requested):
             return None
         with autocast(job.strategy.device, job.precision):
             logits = network(batch.images)
         counts.add(logits, batch.labels)
+        if scores is not None:
+            scores.add(logits, batch.labels)
         job.show(number + 1, len(loader), "evaluation")
     counts.values = job.strategy.sum(counts.values)
-    return counts.result()
+    return counts.result(scores.gather(job.strategy) if scores is not None else None)
 
 
 def _step(training: Training, parameters: list[nn.Parameter], max_norm: float, *, measure: bool) -> float:

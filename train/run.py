@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from configs.load import to_yaml
@@ -18,11 +19,13 @@ from data.prepare import Splits, input_spec, prepare
 from deploy.errors import LabError
 from deploy.machine import usable_cores
 from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, require_same_run, save_checkpoint
+from train.class_metrics import HEADLINES, MAX_VALUES, headline, headline_reason
 from train.ema import Ema
 from train.loop import Job, Training, choose_precision, classification_loss, evaluate, train_epoch
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
+from train.predictions import write_classes, write_predictions
 from train.ranks import Ranks, choose_device
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
@@ -158,34 +161,61 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         run_dir, config.model.name, count_parameters(model) / 1e6, spec.num_classes,
         len(splits.train), len(splits.val), config.batch_size, ranks.world, device.type, precision,
     )  # fmt: skip
+    class_counts = np.bincount(splits.train.labels, minlength=spec.num_classes)
+    leader = headline(class_counts)
+    log.info("%s", headline_reason(class_counts))
+    curves_always = len(splits.val) * spec.num_classes <= MAX_VALUES
+    if not curves_always:
+        log.info(
+            "AUC-ROC, average precision and the curves come with the last epoch only: %s images x %s classes "
+            "are more than %s values",
+            f"{len(splits.val):,}", f"{spec.num_classes:,}", f"{MAX_VALUES:,}",
+        )  # fmt: skip
     with own_mistakes(ranks.rank), StopRequest() as stop, progress_bar(config.name, ranks.is_first) as show:
         job = Job(config, spec, precision, strategy, classification_loss(config), monitor, stop, save, show)
         if progress.epoch == config.epochs:
             log.info("this run is complete: all %d epochs are done", config.epochs)
         while progress.epoch < config.epochs:
             finished = train_epoch(training, train_loader, job)
-            result = evaluate(training.evaluated, eval_loader, job) if finished else None
+            last = progress.epoch + 1 == config.epochs
+            collect = curves_always or last
+            result = evaluate(training.evaluated, eval_loader, job, collect=collect) if finished else None
             if result is None:
                 stop.acknowledge()
                 save()
                 log.info("stopped as asked, saved at step %d; go on with resume=true", progress.step)
                 break
             progress.epoch += 1
-            metrics = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
+            metrics = result.values
             monitor.eval(progress.step, progress.epoch, result, spec.class_names)
             log.info(
-                "epoch %d of %d  top-1 %.2f %%  loss %.4f",
-                progress.epoch, config.epochs, 100 * result.top1, result.loss,
+                "epoch %d of %d  %s  loss %.4f",
+                progress.epoch, config.epochs, _in_words(leader, metrics), result.loss,
             )  # fmt: skip
-            if result.top1 > progress.best_top1:
-                progress.best_top1 = result.top1
+            if metrics[leader] > progress.best_score:
+                progress.best_score = metrics[leader]
                 save(BEST)
+            if last and ranks.is_first:
+                # Before the last checkpoint: a run that is killed here does its last epoch again.
+                write_predictions(run_dir, result, splits)
+                write_classes(run_dir, result, splits, progress.step, progress.epoch)
             if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
                 save()
+    if progress.epoch == config.epochs:
+        log.info(
+            "%s: %s; the best epoch's %s is %.2f %%, in %s",
+            run_dir, _in_words(leader, metrics), HEADLINES[leader], 100 * progress.best_score, BEST,
+        )  # fmt: skip
     monitor.close()
     train_loader.close()
     eval_loader.close()
     return metrics
+
+
+def _in_words(leader: str, metrics: dict[str, float]) -> str:
+    """The headline's figure, accuracy always beside it."""
+    names = dict.fromkeys((leader, "top1"))
+    return "  ".join(f"{HEADLINES[name]} {100 * metrics[name]:.2f} %" for name in names)
 
 
 def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:

@@ -35,6 +35,9 @@ class Strategy(Protocol):
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Over all ranks, elementwise; on every rank."""
 
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        """Every rank's tensor, of one shape, in the order of the ranks; None on ranks other than 0."""
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; the same answer on every rank."""
 
@@ -62,6 +65,9 @@ class Single:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        return [values]
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -109,6 +115,12 @@ class DDP:
         total = values.clone()
         dist.all_reduce(total)
         return total
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        values = values.contiguous()
+        every = [torch.empty_like(values) for _ in range(self.ranks.world)] if self.ranks.is_first else None
+        dist.gather(values, every)
+        return every
 
     def any(self, flag: bool) -> bool:
         votes = torch.tensor([int(flag)])
