@@ -31,10 +31,11 @@ CPU = torch.device("cpu")
 
 
 def drawn(num_classes: int, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [count, classes] that know something of the labels [count]; the first class is the common one."""
+    """Logits [count, classes] that know something of the labels [count]; class 0 is the common one."""
     rng = np.random.default_rng(seed)
     labels = np.minimum(rng.geometric(0.6, count) - 1, num_classes - 1)
-    logits = rng.normal(size=(count, num_classes)).round(1)  # rounded, so that there are ties
+    # Rounded, so that images tie; the small part keeps the classes of one image apart.
+    logits = rng.normal(size=(count, num_classes)).round(1) + 0.001 * np.arange(num_classes)
     logits[np.arange(count), labels] += 1
     return torch.tensor(logits, dtype=torch.float32), torch.tensor(labels)
 
@@ -91,9 +92,8 @@ def test_what_is_undefined_is_nan_and_counts_nowhere() -> None:
     assert found.f1[3] == 0
     assert found.means()["macro_f1"] == pytest.approx((0.75 + 1 + 0) / 3)
     assert found.means()["balanced_accuracy"] == pytest.approx((0.75 + 1 + 0) / 3)
-    only = class_metrics(
-        np.array([[2, 0], [0, 0]]), Scores(np.zeros(2, np.int64), np.eye(2, dtype=np.float32))
-    )
+    one_class = Scores(np.zeros(2, np.int64), np.eye(2, dtype=np.float32))
+    only = class_metrics(np.array([[2, 0], [0, 0]]), one_class)
     assert np.isnan(only.means()["auc_roc"])
 
 
@@ -111,7 +111,7 @@ def test_a_thinned_curve_is_the_curve() -> None:
     recall, precision = precision_recall(scores, 1)
     assert len(recall) == len(precision) <= 200
     assert (recall[0], recall[-1]) == (0.0, 1.0)
-    area = float(np.trapezoid(precision, recall) if hasattr(np, "trapezoid") else np.trapz(precision, recall))
+    area = reference.auc(recall, precision)
     whole = reference.average_precision_score(scores.labels == 1, scores.probabilities[:, 1])
     assert area == pytest.approx(whole, abs=0.01)
     assert precision_recall(Scores(np.zeros(3, np.int64), scores.probabilities[:3]), 1) == ([], [])
