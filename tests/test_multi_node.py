@@ -119,7 +119,7 @@ def test_a_restarted_job_ends_with_the_weights_of_an_uninterrupted_one(tmp_path:
     script = worker(tmp_path, "die", 9)
     done = python(*launcher, "--max-restarts=1", *script, *overrides(tmp_path, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert "resumed from" in done.stderr
+    assert "resumed at step" in done.stderr
     expected, got = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "run"))
     assert got.progress.step == STEPS
     assert [k for k in expected.model if not torch.equal(expected.model[k], got.model[k])] == []
