@@ -22,11 +22,11 @@ def require_resume(config: TrainConfig) -> None:
             f"--max-restarts={restarts}, but a restarted run would not find its checkpoint: "
             f"add {' '.join(missing)}, or leave --max-restarts out"
         )
-    # torchrun would keep one store for all lives, in which ranks find the addresses of the life before and, in
-    # a race, try to connect to those.
+    # torchrun would keep one store for all lives, in which ranks find the addresses of the life before and,
+    # in a race, try to connect to those.
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise LabError(
-            f"--max-restarts={restarts}, but torchrun shares its store with the ranks, and a restarted rank may "
+            f"--max-restarts={restarts}, but torchrun shares its store with the ranks, and a restarted one may "
             "read an address of the life before in it: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
         )
 
