@@ -26,7 +26,7 @@ def require_resume(config: TrainConfig) -> None:
     # in a race, try to connect to those.
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise LabError(
-            f"--max-restarts={restarts}, but torchrun shares its store with the ranks, and a restarted one may "
+            f"--max-restarts={restarts}, but torchrun shares its store with the ranks, and new ones may "
             "read an address of the life before in it: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
         )
 
