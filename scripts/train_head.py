@@ -1,8 +1,8 @@
 """`python -m scripts.train_head resampled.npz checkpoint=RUN/checkpoint.pt`: a new last layer for a network.
 
 Fits the last linear layer anew on the features, prints macro F1 and top-1 on the validation images before and
-after, and writes a checkpoint with the new layer: for export, not for going on, since the optimiser's state
-is of the old one.
+after, and writes a checkpoint with the new layer: for export, not for going on, as the optimiser holds the
+state of the old one.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ MAX_RATIO = 3.0
 """The most that the largest training class may hold against the smallest for accuracy to lead."""
 MAX_VALUES = 5_000_000
 """Images x classes above which the curves are computed for the last evaluation only: sorting the scores of
-ImageNet's 50,000 x 1,000 takes about a minute."""
+ImageNet's 50,000 x 1,000 takes over a minute of one core."""
 MAX_POINTS = 200
 """Of a curve that is kept for drawing."""
 
