@@ -12,21 +12,41 @@ Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A tar of many images that is read as one file."""
+
+    file: str
+    """Path or URL."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Index:
     """Checked images of one split. `labels` int64 [n] index `class_names`; `shapes` int64 [n, 2] are height
-    and width in px, upright."""
+    and width in px, upright.
+
+    A path is a file's or a URL; `#offset+length` behind either, in bytes, means that part of it.
+    """
 
     paths: tuple[str, ...]
     labels: Int64
     shapes: Int64
     class_names: tuple[str, ...]
+    shards: tuple[Shard, ...] = ()
+    """The files that the paths are parts of; empty where each image is a file of its own."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, rows: Int64) -> Index:
         return Index(
-            tuple(self.paths[i] for i in rows), self.labels[rows], self.shapes[rows], self.class_names
+            tuple(self.paths[i] for i in rows),
+            self.labels[rows],
+            self.shapes[rows],
+            self.class_names,
+            self.shards,
         )
 
     def save(self, path: Path) -> None:
@@ -37,6 +57,9 @@ class Index:
             labels=self.labels,
             shapes=self.shapes,
             class_names=np.array(self.class_names, dtype=np.str_),
+            shard_files=np.array([shard.file for shard in self.shards], dtype=np.str_),
+            shard_sizes=np.array([shard.size for shard in self.shards], np.int64),
+            shard_sha256=np.array([shard.sha256 for shard in self.shards], dtype=np.str_),
         )
 
     @classmethod
@@ -47,4 +70,13 @@ class Index:
                 table["labels"],
                 table["shapes"],
                 tuple(table["class_names"].tolist()),
+                tuple(
+                    Shard(file, size, sha256)
+                    for file, size, sha256 in zip(
+                        table["shard_files"].tolist(),
+                        table["shard_sizes"].tolist(),
+                        table["shard_sha256"].tolist(),
+                        strict=True,
+                    )
+                ),
             )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from configs.schema import AugmentConfig
 from data.index import Index, Int64
+from data.shard_order import order_by_shard, shards_of_rows
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
@@ -61,7 +62,8 @@ class TrainPlan:
     """Shuffled, augmented training batches.
 
     `batch_size` is the global one of an optimiser step; each is dealt in `accumulate` batches, each of those
-    to `world` ranks. Raises LabError where that does not divide or the split has fewer images than a batch.
+    to `world` ranks. Images in shards are mixed within groups of `shuffle_shards` of them, or over all where
+    it is None. Raises LabError where that does not divide or the split has fewer images than a batch.
     """
 
     crop_first = True
@@ -77,6 +79,7 @@ class TrainPlan:
         rank: int,
         world: int,
         seed: int,
+        shuffle_shards: int | None = None,
     ) -> None:
         parts = accumulate * world
         if batch_size % parts:
@@ -100,6 +103,8 @@ class TrainPlan:
         self._world = world
         self._rank = rank
         self._steps = len(index) // batch_size * accumulate
+        self._window = shuffle_shards
+        self._shards = shards_of_rows(index) if index.shards and shuffle_shards else None
         self._epoch = -1
         self._order: Int64 = np.empty(0, np.int64)
 
@@ -109,7 +114,10 @@ class TrainPlan:
     def at(self, position: int) -> BatchPlan:
         epoch, step = divmod(position, self._steps)
         if epoch != self._epoch:
-            self._order = _generator(self._seed, epoch, 0).permutation(len(self.index))
+            rng = _generator(self._seed, epoch, 0)
+            self._order = rng.permutation(len(self.index))
+            if self._shards is not None and self._window is not None:
+                self._order = order_by_shard(self._order, self._shards, self._window, rng)
             self._epoch = epoch
         size = self.batch_size * self._world
         rows = self._order[step * size : (step + 1) * size]

@@ -96,6 +96,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         rank=ranks.rank,
         world=ranks.world,
         seed=config.seed,
+        shuffle_shards=config.data.storage.shuffle_shards,
     )
     eval_plan = EvalPlan(
         splits.val, spec, batch_size=train_plan.batch_size, rank=ranks.rank, world=ranks.world
@@ -107,6 +108,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         device=device,
         channels_last=config.channels_last,
         local_world=ranks.local_world,
+        data=config.data,
     )
     train_loader, eval_loader = loader_for(train_plan), loader_for(eval_plan)
 
