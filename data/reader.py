@@ -60,7 +60,8 @@ class Reader:
             return list(pool.map(self.read, addresses))
 
     def _member(self, shard: Shard, offset: int, length: int) -> bytes:
-        content = os.pread(self._open(shard).fd, BLOCKSIZE + length, offset - BLOCKSIZE)
+        opened = self._open(shard)  # kept by name: another thread may let go of it meanwhile
+        content = os.pread(opened.fd, BLOCKSIZE + length, offset - BLOCKSIZE)
         try:
             size = TarInfo.frombuf(content[:BLOCKSIZE], "utf-8", "strict").size
         except TarError:
