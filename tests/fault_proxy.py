@@ -1,8 +1,8 @@
 """A TCP proxy before an HTTP server that fails as stores fail: `python -m tests.fault_proxy UPSTREAM_PORT`.
 
-It prints its port. A line on its standard input, `FAULT COUNT [SUFFIX]`, arms it: the next COUNT
-requests for an image or a tar (a GET with a range, of a path that ends with SUFFIX) fail. `ok` is printed when it is armed,
-and for `count` the number of such requests since then.
+It prints its port. A line on its standard input, `FAULT COUNT [SUFFIX]`, arms it: the next COUNT requests for
+images or tars (a GET with a range, of a path that ends with SUFFIX) fail, and `ok` is printed. For `count` it
+prints the number of such requests since then.
 """
 
 from __future__ import annotations
