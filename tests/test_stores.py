@@ -40,6 +40,7 @@ from tests.pictures import save
 from tests.processes import ROOT, environment, python
 
 both = pytest.mark.parametrize("name", ["dali", "torch"])
+kinds = pytest.mark.parametrize("kind", ["objects", pytest.param("shards", marks=pytest.mark.slow)])
 FAULTS = ("503", "slow", "drop", "short")
 STORAGE = StorageConfig(
     retries=2, backoff_s=0.001, timeout_s=20.0, concurrency=4, cache_gib=1.0, shuffle_shards=2
@@ -221,7 +222,7 @@ def test_both_loaders_evaluate_shards_and_objects_of_a_store_as_files(
 
 @both
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("kind", ["objects", "shards"])
+@kinds
 def test_failures_below_the_limit_change_nothing(
     store: Store, sets: Sets, tmp_path: Path, name: str, fault: str, kind: str
 ) -> None:
@@ -243,7 +244,7 @@ def test_failures_below_the_limit_change_nothing(
     [("503", "Service Unavailable"), ("slow", "Timeout"), ("drop", "Payload|Incomplete|Response"),
      ("short", "bytes came in place of|Payload")],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", ["objects", "shards"])
+@kinds
 def test_failures_beyond_the_limit_are_one_error(
     store: Store, sets: Sets, tmp_path: Path, name: str, fault: str, said: str, kind: str
 ) -> None:
