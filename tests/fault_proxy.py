@@ -44,7 +44,7 @@ class Faults:
 
 def serve(client: socket.socket, upstream: int, faults: Faults) -> None:
     """One request: both sides are told to close after it."""
-    with client, socket.create_connection(("127.0.0.1", upstream)) as server:
+    with socket.create_connection(("127.0.0.1", upstream)) as server:
         head = b""
         while b"\r\n\r\n" not in head:
             piece = client.recv(65536)
@@ -88,8 +88,12 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def guarded(client: socket.socket, upstream: int, faults: Faults) -> None:
-    with contextlib.suppress(OSError):  # a client that went away
-        serve(client, upstream, faults)
+    with client:
+        with contextlib.suppress(OSError):  # a client that went away
+            serve(client, upstream, faults)
+        # Said and not left to close(), which sends nothing while the other thread still reads from it.
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
 
 
 def accept(listener: socket.socket, upstream: int, faults: Faults) -> None:

@@ -314,7 +314,7 @@ def test_missing_credentials_are_named(store: Store, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
         env=env | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
     )  # fmt: skip
-    assert "no credentials were found" in done.stdout, done.stderr
+    assert "no credentials were found" in done.stdout, done.stdout + done.stderr
     assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stdout
 
 
