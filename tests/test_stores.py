@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -82,6 +83,8 @@ def server() -> Iterator[Store]:
     for line in moto.stderr:  # it says when it is ready
         if "Running on" in line:
             break
+    # It logs each request, and would wait for ever once the pipe is full.
+    threading.Thread(target=moto.stderr.read, daemon=True).start()
     proxy = subprocess.Popen(
         [sys.executable, "-m", "tests.fault_proxy", str(port)],
         cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
