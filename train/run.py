@@ -161,6 +161,7 @@ def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: St
         seed=config.seed,
         sampling=config.sampling,
         progressive=config.data.input.progressive,
+        shuffle_shards=config.data.storage.shuffle_shards,
     )
 
 
@@ -179,6 +180,7 @@ def _open_loaders(
         device=strategy.device,
         channels_last=config.channels_last,
         local_world=strategy.ranks.local_world,
+        data=config.data,
     )
     return loader_for(plan), loader_for(eval_plan)
 
