@@ -178,10 +178,10 @@ def test_a_tar_holds_each_file_as_it_is_with_its_label(files: Splits, written: P
 def test_dali_reads_them_by_their_index_files(written: Path) -> None:
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
     def both_parts(tars: list[str], indexes: list[str]) -> Any:
-        parts: Any = fn.readers.webdataset(
+        image, cls = fn.readers.webdataset(  # type: ignore[misc]
             paths=tars, index_paths=indexes, ext=["jpg;png", "cls"], missing_component_behavior="error"
         )
-        return tuple(parts)
+        return image, cls
 
     tars = sorted(str(path) for path in written.glob("val-*.tar"))
     pipeline = both_parts(tars, [path.replace(".tar", ".idx") for path in tars])

@@ -245,7 +245,7 @@ def test_failures_below_the_limit_change_nothing(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("503", "Service Unavailable"), ("slow", "Timeout"), ("drop", "Payload|Incomplete|Response"),
-     ("short", "bytes came in place of|Payload")],
+     ("short", r"\d+ bytes came in place of \d+")],
 )  # fmt: skip
 @kinds
 def test_failures_beyond_the_limit_are_one_error(
@@ -272,9 +272,8 @@ def test_a_failing_store_is_no_finding_about_an_image(store: Store, sets: Sets, 
 
 
 def test_a_check_is_remembered_by_what_the_store_says(store: Store, sets: Sets, tmp_path: Path) -> None:
-    data = fresh(sets.objects, tmp_path / "cache")
-    assert isinstance(data, ImageFolderConfig)
-    data = replace(data, root="s3://bucket/changing", val_fraction=0.5)
+    given = replace(sets.objects, root="s3://bucket/changing", val_fraction=0.5)
+    data = fresh(given, tmp_path / "cache")
     for n in range(4):
         photo = save(tmp_path / f"{n}.png", 50, 60, seed=n)
         upload(photo, f"s3://bucket/changing/{'ab'[n % 2]}/{n}.png", STORAGE)
@@ -323,10 +322,13 @@ def test_missing_credentials_are_named(store: Store, tmp_path: Path) -> None:
     assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stdout
 
 
-def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(LabError, match="pip install s3fs"):
-        fetch("s3://bucket/x", replace(STORAGE, retries=7))
+def test_a_missing_backend_is_named() -> None:
+    done = python(
+        "-c",
+        "import sys\nsys.modules['s3fs'] = None\nfrom tests.test_stores import STORAGE, fetch, LabError\n"
+        "try:\n    fetch('s3://bucket/x', STORAGE)\nexcept LabError as error:\n    print(error)",
+    )
+    assert done.stdout.strip().endswith("pip install s3fs"), done.stdout + done.stderr
 
 
 def test_shards_in_a_store_are_written_the_same_after_a_kill(
