@@ -170,10 +170,23 @@ OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 @dataclass(config=_CLOSED, frozen=True)
 class StrategyConfig:
-    name: Literal["auto", "single", "ddp"]
-    """`auto` is DDP under a launcher and a single process without."""
+    name: Literal["auto", "single", "ddp", "horovod"]
+    """`auto` is DDP under torchrun, Horovod under horovodrun, and a single process without a launcher."""
     timeout_s: PositiveFloat
     """A collective that takes longer has lost a rank."""
+    compression: Literal["none", "fp16"]
+    """Of the gradients on their way between Horovod's ranks."""
+    elastic: bool
+    """Go on with the workers that are left, or have come, under an elastic horovodrun."""
+
+    @model_validator(mode="after")
+    def _horovod_only(self) -> StrategyConfig:
+        if self.name in ("single", "ddp") and (self.compression != "none" or self.elastic):
+            raise ValueError(
+                f"compression={self.compression} and elastic={str(self.elastic).lower()} are for "
+                f"strategy=horovod, not {self.name}"
+            )
+        return self
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -227,6 +240,10 @@ class TrainConfig:
             )
         if self.model.pretrained and self.model.stem != "imagenet":
             problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
+        if self.strategy.elastic and (self.run_dir is None or not self.resume):
+            problems.append(
+                "strategy.elastic=true needs run_dir=... and resume=true: it goes on from the checkpoint"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -24,7 +24,9 @@ TWO = Ranks(1, 2, 1, 2, launched=True)
 
 
 def strategy_here() -> Strategy:
-    return build_strategy(StrategyConfig("auto", timeout_s=60.0), Ranks.from_environ(), CPU)
+    return build_strategy(
+        StrategyConfig("auto", timeout_s=60.0, compression="none", elastic=False), Ranks.from_environ(), CPU
+    )
 
 
 def small_net() -> nn.Module:
@@ -120,7 +122,7 @@ def test_ignored_labels_count_nowhere() -> None:
 )
 def test_a_strategy_that_does_not_fit_the_launcher_is_refused(name: Any, ranks: Ranks, remedy: str) -> None:
     with pytest.raises(LabError, match=remedy):
-        build_strategy(StrategyConfig(name, timeout_s=60.0), ranks, CPU)
+        build_strategy(StrategyConfig(name, timeout_s=60.0, compression="none", elastic=False), ranks, CPU)
 
 
 def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

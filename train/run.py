@@ -32,7 +32,15 @@ BEST = "best.pt"
 
 def run(config: TrainConfig) -> dict[str, float]:
     """Train as the config says; the metrics of the last evaluation. Raises LabError for a user's mistake."""
-    ranks = Ranks.from_environ()
+    if not config.strategy.elastic:
+        return run_on(config, Ranks.from_environ())
+    from train.horovod import run_elastic
+
+    return run_elastic(config.strategy, partial(run_on, config))
+
+
+def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
+    """`run` on ranks that stay as they are."""
     device = choose_device(config.device, ranks)
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
     if device.type == "cpu" and (ranks.launched or "OMP_NUM_THREADS" not in os.environ):

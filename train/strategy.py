@@ -17,6 +17,11 @@ from deploy.errors import LabError
 from train.ranks import Ranks
 
 T = TypeVar("T")
+LAUNCHERS = {
+    "ddp": "torchrun --standalone --nproc-per-node=2",
+    "horovod": "horovodrun --gloo -np 2 python",
+}
+"""The commands that start the ranks of a strategy."""
 
 
 class Strategy(Protocol):
@@ -116,38 +121,52 @@ class DDP:
         return bool(votes.item())
 
     def on_first(self, work: Callable[[], T]) -> T:
-        outcome: list[Any] = [None, None]
-        failure: BaseException | None = None
-        if self.ranks.is_first:
-            try:
-                outcome[0] = work()
-            except Exception as error:
-                failure = error
-                outcome[1] = str(error) if isinstance(error, LabError) else f"rank 0 failed: {error!r}"
-        dist.broadcast_object_list(outcome, src=0, group=self._control)
-        if failure is not None:
-            raise failure
-        if outcome[1] is not None:
-            raise LabError(outcome[1])
-        return cast(T, outcome[0])
+        def broadcast(outcome: list[Any]) -> list[Any]:
+            dist.broadcast_object_list(outcome, src=0, group=self._control)
+            return outcome
+
+        return first_for_all(work, self.ranks, broadcast)
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+def first_for_all(work: Callable[[], T], ranks: Ranks, broadcast: Callable[[list[Any]], list[Any]]) -> T:
+    """`Strategy.on_first` by means of `broadcast`, which gives every rank rank 0's list."""
+    outcome: list[Any] = [None, None]
+    failure: BaseException | None = None
+    if ranks.is_first:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            failure = error
+            outcome[1] = str(error) if isinstance(error, LabError) else f"rank 0 failed: {error!r}"
+    outcome = broadcast(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise LabError(outcome[1])
+    return cast(T, outcome[0])
 
 
 def build_strategy(config: StrategyConfig, ranks: Ranks, device: torch.device) -> Strategy:
     """The strategy that the config names. Raises LabError where it does not fit the launcher."""
     name = config.name
     if name == "auto":
-        name = "ddp" if ranks.launched else "single"
+        name = "horovod" if ranks.horovod else "ddp" if ranks.launched else "single"
     if name == "single" and ranks.world > 1:
         raise LabError(
             f"strategy=single, but {ranks.world} processes were started, which would train apart: "
-            "use strategy=ddp, or --nproc-per-node=1"
+            "use strategy=auto, or one process"
         )
-    if name == "ddp" and not ranks.launched:
+    launcher = "horovodrun" if ranks.horovod else "torchrun" if ranks.launched else "no launcher"
+    if name != "single" and launcher != LAUNCHERS[name].split()[0]:
         raise LabError(
-            "strategy=ddp, but no launcher started this process: "
-            "torchrun --standalone --nproc-per-node=2 -m train strategy=ddp ..."
+            f"strategy={name}, but {launcher} started this process: "
+            f"{LAUNCHERS[name]} -m train strategy={name} ..."
         )
+    if name == "horovod":
+        from train.horovod import Horovod
+
+        return Horovod(ranks, device, config)
     return Single(ranks, device) if name == "single" else DDP(ranks, device, config.timeout_s)

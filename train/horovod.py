@@ -1,0 +1,207 @@
+"""A replica on every rank, gradients averaged by Horovod: gloo between CPUs, NCCL between GPUs.
+
+Horovod is no dependency: `scripts/install_horovod.sh` builds it, and this file alone imports it. Its
+collectives find each other by name, so every one here has one: numbers that count the calls would differ on a
+rank that is new.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from configs.schema import StrategyConfig
+from deploy.errors import LabError
+from train.monitor import log
+from train.ranks import Ranks
+from train.strategy import first_for_all
+
+T = TypeVar("T")
+
+
+class Horovod:
+    """The optimiser stays torch's own, so that a checkpoint may be continued with any strategy."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, config: StrategyConfig) -> None:
+        self.ranks = ranks
+        self.device = device
+        self._hvd = _start(config.timeout_s)
+        if device.type == "cuda":
+            if not self._hvd.nccl_built():
+                raise LabError(
+                    "device=cuda, but this Horovod was built without NCCL: install a CUDA toolkit "
+                    "(nvcc) and run make horovod again, or use device=cpu"
+                )
+            torch.cuda.set_device(device)
+        halves = config.compression == "fp16"
+        self._compression = self._hvd.Compression.fp16 if halves else self._hvd.Compression.none
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._waiting: list[Callable[[], None]] = []
+        self._exchanges = True
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        self._broadcast(model.state_dict())
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._send, name))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+        return model
+
+    @contextmanager
+    def accumulating(self, prepared: nn.Module) -> Iterator[None]:
+        self._exchanges = False
+        try:
+            yield
+        finally:
+            self._exchanges = True
+
+    def _send(self, name: str, parameter: torch.Tensor) -> None:
+        """Start to average a gradient as soon as the backward pass has made it."""
+        if not self._exchanges:
+            return
+        if not self._waiting:
+            # At the end of this backward pass, as torch's own DDP does it.
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+        assert parameter.grad is not None
+        gradient = in_memory_order(parameter.grad)
+        sent, context = self._compression.compress(gradient)
+        handle = self._hvd.allreduce_async_(sent, name=f"gradient.{name}", op=self._hvd.Average)
+
+        def receive() -> None:
+            self._hvd.synchronize(handle)
+            if sent is not gradient:
+                gradient.copy_(self._compression.decompress(sent, context))
+
+        self._waiting.append(receive)
+
+    def _finish(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for receive in waiting:
+            receive()
+
+    def align(self, model: nn.Module) -> None:
+        self._broadcast(dict(model.named_buffers()))
+
+    def _broadcast(self, tensors: dict[str, torch.Tensor]) -> None:
+        handles = [
+            self._hvd.broadcast_async_(
+                in_memory_order(tensor.detach()), root_rank=0, name=f"broadcast.{name}"
+            )
+            for name, tensor in sorted(tensors.items())
+        ]
+        for handle in handles:
+            self._hvd.synchronize(handle)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = self._hvd.allreduce(values, name="sum", op=self._hvd.Sum)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        votes = torch.tensor([flag, _members.changed], dtype=torch.int32)
+        stop, changed = self._hvd.allreduce(votes, name="any", op=self._hvd.Sum).tolist()
+        _members.regroup = bool(changed and not stop)
+        return bool(stop or changed)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        return first_for_all(
+            work, self.ranks, lambda outcome: self._hvd.broadcast_object(outcome, root_rank=0, name="outcome")
+        )
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous view of a dense tensor, such as one in channels_last; Horovod takes no other."""
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+
+
+class _Members:
+    """Which workers there are: what `hvd.elastic` calls a state.
+
+    It holds nothing of the training, so there is nothing to save or send: the checkpoint is the state, and
+    every worker reads it when the story begins anew.
+    """
+
+    changed = False
+    """The launcher has told this worker that there will be others; it tells rank 0 alone."""
+    regroup = False
+    """All have agreed to stop for that."""
+
+    def on_hosts_updated(self, timestamp: int, update: int) -> None:
+        self.changed = True
+
+    def settle(self) -> None:
+        """Before the ranks are given out anew: what comes after this counts for the next time."""
+        self.changed = self.regroup = False
+
+    restore = settle
+
+    def sync(self) -> None:
+        pass
+
+    on_reset = sync
+
+
+_members = _Members()
+"""Horovod's ranks are one a process, and so is this."""
+
+
+def run_elastic(config: StrategyConfig, story: Callable[[Ranks], T]) -> T:
+    """`story` on the workers that there are, from its last checkpoint each time that they change.
+
+    A lost worker ends the story where it is; a new one, or one that is to leave, ends it as a request to stop
+    does, with a checkpoint. Raises LabError where horovodrun was not told to be elastic.
+    """
+    if os.environ.get("HOROVOD_ELASTIC") != "1":
+        raise LabError(
+            "strategy.elastic=true, but no elastic horovodrun started this process: "
+            "horovodrun --gloo -np 2 --min-np 1 --host-discovery-script ./hosts.sh python -m train ..."
+        )
+    hvd = _start(config.timeout_s)
+    from horovod.common.exceptions import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        HorovodInternalError,
+        HostsUpdatedInterrupt,
+    )
+
+    @hvd.elastic.run  # type: ignore[untyped-decorator,unused-ignore]
+    def turn(members: _Members) -> T:
+        ranks = Ranks(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), launched=True, horovod=True)
+        try:
+            outcome = story(ranks)
+        except HorovodInternalError:
+            log.warning("a worker is lost: those that are left go on from the last checkpoint")
+            raise
+        if members.regroup:
+            members.settle()
+            log.info("the workers change: they go on from the checkpoint")
+            raise HostsUpdatedInterrupt(skip_sync=True)
+        return outcome
+
+    result: T = turn(_members)
+    return result
+
+
+def _start(timeout_s: float) -> Any:
+    """`horovod.torch`, initialised. Raises LabError where it is absent."""
+    # A rank that is gone is seen at once; one that hangs, after this time.
+    os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(math.ceil(timeout_s))
+    try:
+        import horovod.torch as hvd  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError as error:
+        raise LabError(
+            f"strategy=horovod, but Horovod cannot be imported ({error}): build it for this torch with "
+            "make horovod"
+        ) from error
+    hvd.init()
+    return hvd
