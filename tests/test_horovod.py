@@ -1,0 +1,285 @@
+"""Horovod as users have it: built by the script, started by horovodrun, its workers lost and added."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs.load import load
+from configs.schema import StrategyConfig, TrainConfig
+from deploy.errors import LabError
+from tests.processes import ROOT, environment, python, torchrun
+from tests.test_strategy import gradient, strategy_here
+from train.checkpoint import load_checkpoint
+from train.horovod import in_memory_order
+from train.ranks import Ranks
+from train.strategy import build_strategy
+
+HOROVODRUN = {
+    "HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"
+}  # fmt: skip
+TINY = [
+    "data=synthetic", "data.num_classes=2", "data.num_train=32", "data.num_val=7",
+    "data.width=48", "data.height=40", "data.input.size=32", "data.input.resize=36",
+    "model=mobilenet_v2", "batch_size=8", "epochs=2", "log_every=1", "optim.lr=0.002",
+    "precision=fp32", "device=cpu", "loader=torch", "loader.threads=1",
+]  # fmt: skip
+
+
+def test_ranks_come_from_horovodrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HOROVODRUN.items():
+        monkeypatch.setenv(name, value)
+    assert Ranks.from_environ() == Ranks(3, 4, 1, 2, launched=True, horovod=True)
+    monkeypatch.delenv("HOROVOD_SIZE")
+    with pytest.raises(LabError, match=r"HOROVOD_SIZE.*start with horovodrun"):
+        Ranks.from_environ()
+
+
+def test_two_launchers_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = HOROVODRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in both.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LabError, match="both torchrun and horovodrun"):
+        Ranks.from_environ()
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "remedy"),
+    [
+        ("horovod", Ranks(0, 2, 0, 2, launched=True), "torchrun started this process: horovodrun --gloo"),
+        ("horovod", Ranks(0, 1, 0, 1, launched=False), "no launcher started this process: horovodrun --gloo"),
+        ("ddp", Ranks(0, 2, 0, 2, launched=True, horovod=True), "horovodrun started this process: torchrun"),
+    ],
+)
+def test_a_strategy_under_the_wrong_launcher_is_refused(name: Any, ranks: Ranks, remedy: str) -> None:
+    config = StrategyConfig(name, timeout_s=60.0, compression="none", elastic=False)
+    with pytest.raises(LabError, match=remedy):
+        build_strategy(config, ranks, torch.device("cpu"))
+
+
+def test_its_absence_names_the_command_that_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "horovod.torch", None)  # Python's own way to say "cannot be imported"
+    ranks = Ranks(0, 2, 0, 2, launched=True, horovod=True)
+    config = StrategyConfig("auto", timeout_s=60.0, compression="none", elastic=False)
+    with pytest.raises(LabError, match="make horovod"):
+        build_strategy(config, ranks, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["strategy=ddp", "strategy.compression=fp16"], "are for strategy=horovod, not ddp"),
+        (["strategy=single", "strategy.elastic=true"], "are for strategy=horovod, not single"),
+        (["strategy=horovod", "strategy.elastic=true"], r"needs run_dir=\.\.\. and resume=true"),
+    ],
+)
+def test_what_horovod_alone_can_do_is_refused_elsewhere(overrides: list[str], problem: str) -> None:
+    with pytest.raises(LabError, match=problem):
+        load("train", TrainConfig, overrides)
+
+
+def test_an_inelastic_launcher_is_refused(tmp_path: Path) -> None:
+    overrides = [*TINY, "strategy=horovod", "strategy.elastic=true", "resume=true", f"run_dir={tmp_path}"]
+    done = python("-m", "train", *overrides)
+    assert done.returncode == 2, done.stderr
+    assert "--host-discovery-script" in done.stderr
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (4, 3, 3, 3), (8, 1, 3, 3), (4, 3, 1, 1)])
+def test_memory_order_is_a_contiguous_view(shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape)
+    if len(shape) == 4:
+        tensor = tensor.to(memory_format=torch.channels_last)
+    view = in_memory_order(tensor)
+    assert view.is_contiguous()
+    assert view.data_ptr() == tensor.data_ptr()
+    assert view.numel() == tensor.numel()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with Horovod in it. The wheel is built once a torch and kept in the cache."""
+    missing = [tool for tool in ("c++", "make") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"Horovod cannot be built here: no {' and no '.join(missing)}")
+    folder = tmp_path_factory.mktemp("horovod") / "site"
+    install = ["scripts/install_horovod.sh", "--python", sys.executable, "--target", str(folder), "--cpu"]
+    subprocess.run(["bash", *install], cwd=ROOT, check=True)
+    again = subprocess.run(["bash", *install], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "is installed already" in again.stdout
+    return folder
+
+
+def command(site: Path, options: list[str], arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    run = [sys.executable, str(site / "bin" / "horovodrun"), "--gloo", "-np", "2", *options]
+    paths = os.pathsep.join((str(site), str(ROOT)))
+    return [*run, sys.executable, *arguments], environment({"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
+
+
+def horovodrun(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`horovodrun --gloo -np 2 python ARGUMENTS` to its end."""
+    line, env = command(site, [], list(arguments))
+    return subprocess.run(line, cwd=ROOT, env=env, timeout=600, capture_output=True, text=True, check=False)
+
+
+RANK = """
+import os, pickle, sys
+from pathlib import Path
+import torch
+from tests.test_strategy import one_rank
+torch.set_num_threads(1)
+Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_bytes(pickle.dumps(one_rank()))
+"""
+
+
+@pytest.mark.slow
+def test_it_keeps_the_promises_of_a_strategy(site: Path, tmp_path: Path) -> None:
+    done = horovodrun(site, "-c", RANK, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    expected = gradient(strategy_here(), 1).numpy()
+    for rank in ("0", "1"):
+        got = pickle.loads((tmp_path / rank).read_bytes())
+        for accumulate in (1, 2):
+            np.testing.assert_allclose(got["gradients"][accumulate], expected, rtol=1e-5, atol=1e-6)
+        assert got["answers"] == {
+            "sum": [3.0, 20.0],
+            "any": (True, False),
+            "aligned": [0.0, 0.0],
+            "first": "rank 0 worked",
+            "error": "no such folder",
+        }
+
+
+def weights(run_dir: Path) -> torch.Tensor:
+    saved = load_checkpoint(run_dir / "checkpoint.pt")
+    return torch.cat([value.flatten().float() for value in saved.model.values()])
+
+
+@pytest.mark.slow
+def test_it_trains_as_ddp_does(site: Path, tmp_path: Path) -> None:
+    overrides = [*TINY, f"data.root={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    runs: dict[str, Callable[..., subprocess.CompletedProcess[str]]] = {
+        "strategy=ddp": lambda *words: torchrun(2, *words),
+        "strategy=auto": lambda *words: horovodrun(site, *words),
+        "strategy=horovod strategy.compression=fp16": lambda *words: horovodrun(site, *words),
+    }
+    found = []
+    for number, (strategy, start) in enumerate(runs.items()):
+        run_dir = tmp_path / str(number)
+        done = start("-m", "train", *overrides, *strategy.split(), f"run_dir={run_dir}")
+        assert done.returncode == 0, done.stderr
+        found.append(weights(run_dir))
+    ddp, plain, halves = found
+    torch.testing.assert_close(plain, ddp, rtol=1e-5, atol=1e-6)
+    assert 0 < (halves - ddp).abs().max() < 0.01  # compressed indeed, and no more than rounded
+    # Horovod's checkpoint is DDP's.
+    done = torchrun(2, "-m", "train", *overrides, f"run_dir={tmp_path / '1'}", "strategy=ddp", "resume=true")
+    assert done.returncode == 0, done.stderr
+    assert "this run is complete" in done.stderr
+
+
+class Elastic:
+    """An elastic horovodrun whose hosts are two names of this machine, and what it has said so far."""
+
+    def __init__(self, site: Path, folder: Path, arguments: list[str]) -> None:
+        self._hosts = folder / "hosts"
+        self.offer("localhost:1", "127.0.0.1:1")
+        script = folder / "hosts.sh"
+        script.write_text(f"#!/bin/sh\ncat {self._hosts}\n")
+        script.chmod(0o755)
+        options = ["--min-np", "1", "--max-np", "4", "--network-interfaces", "lo"]
+        line, env = command(site, [*options, "--host-discovery-script", str(script)], arguments)
+        self.process = subprocess.Popen(
+            line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.said = ""
+
+    def offer(self, *hosts: str) -> None:
+        new = self._hosts.with_suffix(".new")
+        new.write_text("".join(f"{host}\n" for host in hosts))
+        new.replace(self._hosts)
+
+    def wait_for(self, words: str) -> None:
+        """Read on until a line has these words."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if words in line:
+                return
+        pytest.fail(f"ended without {words!r}:\n{self.said}")
+
+    def finish(self) -> int:
+        assert self.process.stdout is not None
+        self.said += self.process.stdout.read()
+        return self.process.wait()
+
+
+def workers(run_dir: Path) -> dict[str, int]:
+    """Process id of each worker by the name of its host."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            variables = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        (host,) = [v.partition("=")[2] for v in variables if v.startswith("HOROVOD_HOSTNAME=")] or [""]
+        # Not the shell around a worker, and not a data loader's process below it.
+        if words[:3] == [sys.executable, "-m", "train"] and f"run_dir={run_dir}" in words and host:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if (Path("/proc") / parent / "cmdline").read_bytes().decode().split("\0")[1:3] != ["-m", "train"]:
+                found[host] = int(folder.name)
+    return found
+
+
+@pytest.fixture
+def elastic(site: Path, tmp_path: Path) -> Iterator[Elastic]:
+    overrides = [
+        *TINY, f"data.root={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}", "epochs=40",
+        "checkpoint_epochs=3", "strategy=horovod", "strategy.elastic=true", "resume=true",
+        f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    started = Elastic(site, tmp_path, ["-m", "train", *overrides])
+    alarm = threading.Timer(900, started.process.kill)
+    alarm.start()
+    yield started
+    alarm.cancel()
+    if started.process.poll() is None:
+        started.process.terminate()
+        started.finish()
+
+
+@pytest.mark.slow
+def test_workers_come_and_go(elastic: Elastic, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    elastic.wait_for("over 2 rank(s)")
+    elastic.wait_for("epoch 4 of 40")
+    victims = workers(run_dir)
+    assert sorted(victims) == ["127.0.0.1", "localhost"]
+    os.kill(victims["127.0.0.1"], signal.SIGKILL)
+    elastic.wait_for("a worker is lost")
+    elastic.wait_for("resumed from")
+    elastic.wait_for("over 1 rank(s)")
+    elastic.wait_for("epoch 5 of 40")
+    elastic.offer("localhost:2")
+    elastic.wait_for("the workers change")
+    elastic.wait_for("resumed from")
+    elastic.wait_for("over 2 rank(s)")
+    assert elastic.finish() == 0, elastic.said
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    # Each step of the plan, whose batches are those of any number of ranks, is counted once.
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 161))
+    assert [r["epoch"] for r in records if r["kind"] == "eval"] == list(range(1, 41))
