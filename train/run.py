@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
     try:
-        metrics = _train(config, run_dir, strategy, precision)
+        # Closed on an error too: an elastic run goes on in this process after one.
+        with ExitStack() as resources:
+            metrics = _train(config, run_dir, strategy, precision, resources)
     except BaseException as error:
         # No farewell to the other ranks: they may be waiting for this one, and the launcher ends them.
         log_file.error("%s", error, exc_info=True)
@@ -90,7 +93,9 @@ def _new_run_dir(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: str) -> dict[str, float]:
+def _train(
+    config: TrainConfig, run_dir: Path, strategy: Strategy, precision: str, resources: ExitStack
+) -> dict[str, float]:
     ranks, device = strategy.ranks, strategy.device
 
     splits = _prepare_data(config, run_dir, strategy)
@@ -116,7 +121,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
         channels_last=config.channels_last,
         local_world=ranks.local_world,
     )
-    train_loader, eval_loader = loader_for(train_plan), loader_for(eval_plan)
+    train_loader = resources.enter_context(closing(loader_for(train_plan)))
+    eval_loader = resources.enter_context(closing(loader_for(eval_plan)))
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes, load_pretrained=True).to(device)
@@ -142,7 +148,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
     if config.compile:
         model.compile()
     training = Training(model, strategy.prepare(model), optimizer, scaler, ema, progress)
-    monitor = Monitor(run_dir, progress.step, ranks.is_first)
+    monitor = resources.enter_context(closing(Monitor(run_dir, progress.step, ranks.is_first)))
 
     def save(name: str = NAME) -> None:
         if not ranks.is_first:
@@ -190,9 +196,6 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, precision: st
                 save(BEST)
             if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
                 save()
-    monitor.close()
-    train_loader.close()
-    eval_loader.close()
     return metrics
 
 
