@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,6 @@ from torch import nn
 
 from configs.schema import StrategyConfig
 from deploy.errors import LabError
-from train.monitor import log
 from train.ranks import Ranks
 from train.strategy import first_for_all
 
@@ -137,6 +137,8 @@ class _Members:
     """The launcher has told this worker that there will be others; it tells rank 0 alone."""
     regroup = False
     """All have agreed to stop for that."""
+    news = ""
+    """Why the story begins anew."""
 
     def on_hosts_updated(self, timestamp: int, update: int) -> None:
         self.changed = True
@@ -177,14 +179,17 @@ def run_elastic(config: StrategyConfig, story: Callable[[Ranks], T]) -> T:
     @hvd.elastic.run  # type: ignore[untyped-decorator,unused-ignore]
     def turn(members: _Members) -> T:
         ranks = Ranks(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), launched=True, horovod=True)
+        if members.news and ranks.is_first:
+            # Not by the log: who is rank 0 now may have been another rank when that was set up.
+            print(f"{members.news}: {ranks.world} go on from the last checkpoint", file=sys.stderr)
         try:
             outcome = story(ranks)
         except HorovodInternalError:
-            log.warning("a worker is lost: those that are left go on from the last checkpoint")
+            members.news = "a worker was lost"
             raise
         if members.regroup:
             members.settle()
-            log.info("the workers change: they go on from the checkpoint")
+            members.news = "the workers have changed"
             raise HostsUpdatedInterrupt(skip_sync=True)
         return outcome
 
