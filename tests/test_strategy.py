@@ -118,7 +118,7 @@ def test_ignored_labels_count_nowhere() -> None:
 
 @pytest.mark.parametrize(
     ("name", "ranks", "remedy"),
-    [("single", TWO, "strategy=ddp"), ("ddp", ALONE, "torchrun")],
+    [("single", TWO, "strategy=auto"), ("ddp", ALONE, "torchrun")],
 )
 def test_a_strategy_that_does_not_fit_the_launcher_is_refused(name: Any, ranks: Ranks, remedy: str) -> None:
     with pytest.raises(LabError, match=remedy):
