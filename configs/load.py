@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
+import hashlib
+import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from configs.mistakes import describe, location_of, missing_values
 from deploy.errors import LabError
 
 CONFIG_DIR = Path(__file__).resolve().parent
@@ -29,6 +35,8 @@ _REFUSED = (HydraException, OmegaConfBaseException, ValueError)
 T = TypeVar("T")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a full quota, a file over the limit of its size."""
+_MAX_NAME = 120
+"""Characters of a folder's name; file systems end at 255 bytes."""
 
 
 def parse(config: DictConfig, schema: type[T]) -> T:
@@ -82,19 +90,72 @@ def from_dict(raw: Any, schema: type[T]) -> T:
     return value
 
 
-def run_command(name: str, schema: type[T], command: Callable[[T], None]) -> None:
-    """Run `command` with the config `configs/NAME.yaml` as the command line changes it, under Hydra.
+@dataclass(frozen=True)
+class SweepJob(Generic[T]):
+    """One point of a sweep."""
+
+    name: str
+    """Of its folder: the settings that the sweep varies, the same whatever else is in the sweep."""
+    config: T
+    overrides: tuple[str, ...]
+    """That compose `config`, without commas and without what is Hydra's own."""
+
+
+Launch = Callable[[Path, Callable[[SweepJob[T]], None]], None]
+"""(folder of the sweep, work): has every job worked on, here or on other machines."""
+
+
+def sweep_jobs(name: str, schema: type[T], overrides: Sequence[str]) -> list[SweepJob[T]]:
+    """The product of the overrides' comma lists and ranges, the last one varying fastest, as Hydra's basic
+    sweeper has it. Raises LabError that lists the mistakes of the first job that has any."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        # As in Hydra, a later override takes the place of an earlier one of the same key.
+        choices = {o.get_key_element(): _choices(o) for o in parsed if not _is_hydras(o)}
+    except HydraException as error:
+        raise _refusal([_first_paragraph(error)]) from error
+    if any(o.key_or_group == "hydra/sweeper" for o in parsed):
+        raise LabError(
+            "hydra/sweeper: only Hydra's own sweeper, a product of lists, is known here: leave it out"
+        )
+    varied = {key for key, values in choices.items() if len(values) > 1}
+    own = [str(o.input_line) for o in parsed if _is_hydras(o)]
+    jobs = []
+    for point in itertools.product(*choices.values()):
+        words = [o for key, o in zip(choices, point, strict=True) if key in varied]
+        jobs.append(SweepJob(_folder_name(words), load(name, schema, [*point, *own]), point))
+    repeated = [job.name for job in jobs if [other.name for other in jobs].count(job.name) > 1]
+    if repeated:
+        raise LabError(f"the sweep names the job {repeated[0]} more than once: name it once")
+    return jobs
+
+
+def override(key: str, value: str) -> str:
+    """KEY=VALUE, quoted for Hydra where it must be."""
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII):
+        return f"{key}={value}"
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+    return f'{key}="{escaped}"'
+
+
+def run_command(
+    name: str,
+    schema: type[T],
+    command: Callable[[T, Sequence[str]], None],
+    sweep: Callable[[list[SweepJob[T]], Launch[T]], None] | None = None,
+) -> None:
+    """Run `command` with the config `configs/NAME.yaml` as the command line changes it, and with those
+    changes, under Hydra. `sweep` is called instead where there is one and `--multirun` is given.
 
     A mistake is one clear message and exit code 2, not a traceback. Under a launcher every rank composes the
     same config, so only rank 0 speaks.
     """
     mistakes: list[LabError] = []
 
-    def job(config: DictConfig) -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
+    def told(work: Callable[[], None]) -> None:
         # Kept from Hydra, which would print a preamble of its own.
         try:
-            command(parse(config, schema))
+            work()
         except LabError as error:
             mistakes.append(error)
         except OSError as error:
@@ -102,17 +163,58 @@ def run_command(name: str, schema: type[T], command: Callable[[T], None]) -> Non
                 raise
             mistakes.append(LabError(f"{error}: make room on that disk, then give the same command again"))
 
-    given = get_args_parser().parse_args()
-    try:
-        if not (given.help or given.hydra_help or given.cfg or given.info or given.multirun):
-            load(name, schema, given.overrides)
+    def under_hydra(job: Callable[[DictConfig], None]) -> None:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
-    except LabError as error:
-        mistakes.append(error)
+
+    def job(config: DictConfig) -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
+        told(lambda: command(parse(config, schema), list(HydraConfig.get().overrides.task)))
+
+    given = get_args_parser().parse_args()
+    shows = given.help or given.hydra_help or given.cfg or given.info
+
+    def run() -> None:
+        if not (shows or given.multirun):
+            load(name, schema, given.overrides)
+        under_hydra(job)
+
+    def run_sweep() -> None:
+        jobs = sweep_jobs(name, schema, given.overrides)
+
+        def launch(folder: Path, work: Callable[[SweepJob[T]], None]) -> None:
+            place = sys.argv.index(given.overrides[-1]) + 1 if given.overrides else len(sys.argv)
+            sys.argv.insert(place, override("hydra.sweep.dir", str(folder)))
+            under_hydra(lambda config: work(jobs[HydraConfig.get().job.num]))
+
+        assert sweep is not None
+        sweep(jobs, launch)
+
+    told(run if shows or sweep is None or not given.multirun else run_sweep)
     if mistakes:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":
             print(*(f"error: {mistake}" for mistake in mistakes), sep="\n", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_hydras(given: Override) -> bool:
+    return given.key_or_group.split("/")[0].split(".")[0] == "hydra"
+
+
+def _choices(given: Override) -> list[str]:
+    if not given.is_sweep_override():
+        return [str(given.input_line)]
+    if not given.is_discrete_sweep():
+        raise HydraException(f"{given.input_line}: not a list of values; give them with commas")
+    return [f"{given.get_key_element()}={value}" for value in given.sweep_string_iterator()]
+
+
+def _folder_name(words: Sequence[str]) -> str:
+    """Readable where it can be, and always one of its own."""
+    exact = ",".join(words) or "job"
+    name = re.sub(r"[^\w.,=+-]", "_", exact)
+    if name == exact and len(name) <= _MAX_NAME:
+        return name
+    return f"{name[:_MAX_NAME]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -162,65 +264,16 @@ def _validate(config: DictConfig, schema: type[T]) -> tuple[T | None, list[str]]
         raw = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         return None, [f"{error.full_key}: {_first_paragraph(error)}"]
-    missing = _missing(raw)
+    missing = missing_values(raw)
     try:
         # By way of JSON, whose strict mode takes a list for a list and 1 for a float, but not "1" for a 1.
         value = TypeAdapter(schema).validate_json(json.dumps(raw))
     except ValidationError as error:
-        unknown = {_location(e) for e in error.errors() if e["type"] == "unexpected_keyword_argument"}
-        problems = [_say(item, missing, raw, unknown) for item in error.errors()]
+        unknown = {location_of(e) for e in error.errors() if e["type"] == "unexpected_keyword_argument"}
+        problems = [describe(item, missing, raw, unknown) for item in error.errors()]
         named = " ".join(problems)
         return None, [*problems, *(m for key, m in missing.items() if key not in named)]
     return (value, []) if not missing else (None, list(missing.values()))
-
-
-def _missing(raw: Any, prefix: str = "") -> dict[str, str]:
-    """Required values (`???`) that nobody gave."""
-    found: dict[str, str] = {}
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            found |= _missing(value, f"{prefix}{key}.")
-        elif value == "???":
-            found[prefix + key] = f"{prefix}{key} is required: give {prefix}{key}=..."
-    return found
-
-
-def _location(item: Any) -> tuple[str | int, ...]:
-    # A union of configs adds the chosen variant to the path: data.digits.input.size is data.input.size.
-    head, *rest = item["loc"] or ("",)
-    if head in ("data", "optim") and rest and isinstance(rest[0], str):
-        rest = rest[1:]
-    return (head, *rest)
-
-
-def _instead(unknown: set[tuple[str | int, ...]], location: tuple[str | int, ...], raw: Any) -> str:
-    *path, wrong = location
-    for part in path:
-        raw = raw[part]
-    known = [key for key in raw if (*path, key) not in unknown]
-    close = difflib.get_close_matches(str(wrong), known, 1)
-    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-
-
-def _say(item: Any, missing: dict[str, str], raw: Any, unknown: set[tuple[str | int, ...]]) -> str:
-    location = _location(item)
-    key = ".".join(str(part) for part in location)
-    if key in missing:
-        return missing[key]
-    if location in unknown:
-        return f"{key}: unknown key; {_instead(unknown, location, raw)}"
-    context = item.get("ctx", {})
-    messages = {
-        "missing": "missing; a value for it belongs into the YAML file",
-        "missing_argument": "missing; a value for it belongs into the YAML file",
-        "union_tag_not_found": "has no name; choose one of its variants on the command line",
-        "union_tag_invalid": f"unknown name, choose from {context.get('expected_tags')}",
-        "value_error": str(context.get("error", "")),
-    }
-    given = item.get("input")
-    shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list)) else ""
-    text = messages.get(item["type"], item["msg"])
-    return f"{key}: {text}{shown}" if key else f"{text}{shown}"
 
 
 def _refusal(problems: Sequence[str]) -> LabError:

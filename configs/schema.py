@@ -24,6 +24,16 @@ RgbPositive = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class ProgressiveConfig:
+    """Smaller training images at first; evaluation is always at the full size."""
+
+    start_size: Annotated[int, Field(ge=32, multiple_of=32)]
+    """Side in the first epoch, px; it grows linearly, in steps of 32."""
+    epochs: Count
+    """Until the full size; 0 is off."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class InputConfig:
     """What becomes the `InputSpec` of a run."""
 
@@ -34,6 +44,15 @@ class InputConfig:
     mean: Rgb
     """Of each colour in 0..1."""
     std: RgbPositive
+    progressive: ProgressiveConfig
+
+    @model_validator(mode="after")
+    def _start_is_smaller(self) -> InputConfig:
+        if self.progressive.epochs and self.progressive.start_size > self.size:
+            raise ValueError(
+                f"progressive.start_size {self.progressive.start_size} must be at most size {self.size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> InputConfig:
@@ -43,14 +62,44 @@ class InputConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class RandAugmentConfig:
+    """Cubuk et al. 2019, with torchvision's operations and ranges."""
+
+    num_ops: Count
+    """Operations on each image; 0 is off."""
+    magnitude: Annotated[int, Field(ge=0, le=30)]
+    """Of 31 bins."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ErasingConfig:
+    """Zhong et al. 2017; a box becomes the mean colour."""
+
+    probability: Annotated[float, Field(ge=0, le=1)]
+    """0 is off."""
+    min_area: Annotated[float, Field(gt=0, lt=1)]
+    """Least share of the image."""
+    max_area: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _areas_in_order(self) -> ErasingConfig:
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area:g} must be at most max_area {self.max_area:g}")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class AugmentConfig:
-    """Random resized crop and horizontal flip of the training images."""
+    """What happens to the training images alone, in this order: random resized crop, RandAugment, horizontal
+    flip, random erasing."""
 
     min_scale: Annotated[float, Field(gt=0, le=1)]
     """Least share of the image's area that a crop keeps; 1 turns the crop off."""
     max_ratio: Annotated[float, Field(ge=1)]
     """Aspect ratios are drawn from 1/max_ratio to max_ratio."""
     flip: bool
+    randaugment: RandAugmentConfig
+    erasing: ErasingConfig
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -106,8 +155,103 @@ class SyntheticConfig(_Data):
     height: PositiveInt
 
 
+Missing = Literal["stop", "drop", "impute"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ColumnsConfig:
+    """Names in the manifest's header; split, weight and group may be absent there."""
+
+    path: str
+    label: str
+    split: str
+    weight: str
+    group: str
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ColumnsConfig:
+        names = [self.path, self.label, self.split, self.weight, self.group]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the columns are {names}: their names must differ")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ManifestConfig(_Data):
+    name: Literal["manifest"]
+    root: str
+    csv: str
+    """A path in `root`, or a whole one."""
+    relative_to: Literal["csv", "root"]
+    """What the paths in it are relative to: the folder of the CSV file, or `root`."""
+    columns: ColumnsConfig
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share held out, stratified, where there is no column of splits."""
+    on_missing_label: Missing
+    """impute: the most frequent label of the group."""
+    on_missing_file: Missing
+    """impute: another image of the same class and split."""
+    on_missing_weight: Missing
+    """Of a training image; impute: the median of its class."""
+
+
 DataConfig = Annotated[
-    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig, Field(discriminator="name")
+    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig,
+    Field(discriminator="name"),
+]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ShuffleConfig:
+    """Every image once an epoch."""
+
+    name: Literal["shuffle"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class BalancedConfig:
+    """Every class equally likely; an epoch is as long as with `shuffle`."""
+
+    name: Literal["balanced"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class WeightedConfig:
+    """An image is drawn in proportion to weights[class] x count[class]^-power x its weight in the manifest;
+    an epoch is as long as with `shuffle`."""
+
+    name: Literal["weighted"]
+    weights: dict[str, PositiveFloat] | None
+    """By class name, every class; null: all alike."""
+    power: NonNegativeFloat
+    """0 leaves the classes' shares as they are, 0.5 is the square-root rule (Mahajan et al. 2018), 1 balances
+    them."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class OverConfig:
+    """Each class is repeated up to the size of the largest."""
+
+    name: Literal["over"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class UnderConfig:
+    """Each class is cut down to the size of the smallest; which images changes with the epoch."""
+
+    name: Literal["under"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class BootstrapConfig:
+    """As many draws with replacement as there are images, the same in every epoch (Breiman 1996)."""
+
+    name: Literal["bootstrap"]
+
+
+SamplingConfig = Annotated[
+    ShuffleConfig | BalancedConfig | WeightedConfig | OverConfig | UnderConfig | BootstrapConfig,
+    Field(discriminator="name"),
 ]
 
 
@@ -143,6 +287,10 @@ class _Optim:
     warmup_epochs: NonNegativeFloat
     final_lr: NonNegativeFloat
     """Where the cosine ends, as a share of `lr`."""
+    cycles: PositiveInt
+    """Cosines one after the other; above 1, each leaves snapshot-N.pt for an ensemble."""
+    l1: NonNegativeFloat
+    """Weight of the sum of absolute values, on the same weights as weight_decay."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -170,22 +318,61 @@ OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 @dataclass(config=_CLOSED, frozen=True)
 class StrategyConfig:
-    name: Literal["auto", "single", "ddp", "horovod"]
+    name: Literal["auto", "single", "ddp", "fsdp", "pipeline", "horovod"]
     """`auto` is DDP under torchrun, Horovod under horovodrun, and a single process without a launcher."""
     timeout_s: PositiveFloat
-    """A collective that takes longer has lost a rank."""
+    """A step that takes longer has lost a rank, or hangs: the run ends with the stacks of all threads."""
+    microbatches: PositiveInt
+    """Of strategy=pipeline: parts of a batch that are on their way at the same time."""
     compression: Literal["none", "fp16"]
-    """Of the gradients on their way between Horovod's ranks."""
+    """Of strategy=horovod: of the gradients on their way between the ranks."""
     elastic: bool
-    """Go on with the workers that are left, or have come, under an elastic horovodrun."""
+    """Of strategy=horovod: go on with the workers that are left, or have come."""
 
     @model_validator(mode="after")
     def _horovod_only(self) -> StrategyConfig:
-        if self.name in ("single", "ddp") and (self.compression != "none" or self.elastic):
+        if self.name not in ("auto", "horovod") and (self.compression != "none" or self.elastic):
             raise ValueError(
                 f"compression={self.compression} and elastic={str(self.elastic).lower()} are for "
                 f"strategy=horovod, not {self.name}"
             )
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class LossConfig:
+    name: Literal["cross_entropy", "focal"]
+    gamma: NonNegativeFloat
+    """Of the focal loss."""
+    class_balance: Annotated[float, Field(ge=0, le=1)]
+    """Classes weigh count to the power of minus this: 0 all alike, 1 the inverse of their frequency."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class EarlyStopConfig:
+    patience: Count
+    """Epochs without a better score after which a run ends; 0 is off."""
+    min_delta: NonNegativeFloat
+    """What counts as better, in the score's own unit (shares of 1)."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class CvConfig:
+    """Cross-validation: every image is a validation image once."""
+
+    folds: Count
+    """Parts of equal size; 0 is off."""
+    fold: Count | None
+    """The one held out in this run; null: all of them, a run each, in folders below run_dir."""
+    stratified: bool
+    """The classes have the same shares in every fold."""
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> CvConfig:
+        if self.folds == 1:
+            raise ValueError("folds=1 holds nothing out: give 2 or more, or 0 for none")
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} must be below folds {self.folds}")
         return self
 
 
@@ -203,6 +390,9 @@ class TrainConfig:
     """Images in one optimiser step over all ranks: a config means the same on one GPU and on eight."""
     accumulate: PositiveInt
     """Backward passes that make up one optimiser step."""
+    processes: PositiveInt | None
+    """More than 1: the run is started anew under torchrun with so many processes on this machine. Under a
+    launcher the launcher's number counts."""
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     """Of autocast; `auto` is bf16 where the device computes in it natively, otherwise fp32."""
@@ -211,10 +401,16 @@ class TrainConfig:
     label_smoothing: Fraction
     mixup: NonNegativeFloat
     """Alpha of the Beta distribution; 0 is off."""
+    cutmix: NonNegativeFloat
+    """Likewise; with mixup too, each batch draws one of the two."""
     clip_grad_norm: NonNegativeFloat
     """0 is off."""
     ema_decay: Fraction
     """Of the moving average of the weights that is evaluated and exported; 0 is off."""
+    on_nan: Literal["stop", "skip"]
+    """Where the loss is not finite: stop, or leave the step out, which waits for the GPU in every step."""
+    max_nan_steps: Count
+    """Steps that on_nan=skip leaves out before it stops all the same."""
     log_every: PositiveInt
     """Steps between two records of the training metrics."""
     checkpoint_every: Count
@@ -223,9 +419,14 @@ class TrainConfig:
     """Epochs between two checkpoints; the last epoch is always saved."""
     model: ModelConfig
     data: DataConfig
+    sampling: SamplingConfig
+    """Of the training images; validation is never resampled."""
     loader: LoaderConfig
     optim: OptimConfig
     strategy: StrategyConfig
+    loss: LossConfig
+    early_stop: EarlyStopConfig
+    cv: CvConfig
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -238,6 +439,8 @@ class TrainConfig:
             problems.append(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be less than epochs {self.epochs}"
             )
+        if self.epochs % self.optim.cycles:
+            problems.append(f"optim.cycles {self.optim.cycles} must divide epochs {self.epochs}")
         if self.model.pretrained and self.model.stem != "imagenet":
             problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
         if self.strategy.elastic and (self.run_dir is None or not self.resume):

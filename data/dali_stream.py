@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from data.dali_ops import DTYPES, NDIM, PER_OP, apply_op, op_inputs
 from data.loader import Batch, Decoding
 from data.plan import BatchPlan, Plan
 from deploy.input_spec import InputSpec
@@ -37,7 +38,9 @@ class DaliStream:
         self._next_fed = position
         device = decoding.device
         on_gpu = device.type == "cuda"
-        images = _training_images if plan.crop_first else _evaluation_images
+        images = _evaluation_images
+        if plan.crop_first:
+            images = partial(_training_images, num_ops=plan.num_ops, erases=plan.erases)
         self._pipeline: Any = images(
             self._feed,
             decoding.spec,
@@ -74,10 +77,17 @@ class DaliStream:
         )
         if not self._plan.crop_first:
             return common
-        factor = plan.windows[:, 2:] / self._decoding.spec.size
+        factor = plan.windows[:, 2:] / plan.resized
         matrix = np.zeros((len(plan.rows), 3, 3), np.float32)
         matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2] = factor[:, 1], factor[:, 0], 1.0
-        return (*common, plan.flips.astype(np.int32), matrix, (factor <= MILD).all(axis=1))
+        train: tuple[Any, ...] = (*common, plan.flips.astype(np.int32), matrix, (factor <= MILD).all(axis=1))
+        if self._plan.num_ops:
+            train += op_inputs(plan)
+        if self._plan.erases:
+            train += tuple(
+                np.ascontiguousarray(part) for part in np.split(plan.erased.astype(np.float32), 2, axis=1)
+            )
+        return train
 
 
 _pipeline = partial(pipeline_def, exec_dynamic=True, enable_conditionals=True)
@@ -85,14 +95,18 @@ _pipeline = partial(pipeline_def, exec_dynamic=True, enable_conditionals=True)
 
 
 @_pipeline()  # type: ignore[untyped-decorator]  # DALI is untyped to us
-def _training_images(source: Source, spec: InputSpec, *, on_gpu: bool, layout: str) -> Any:
-    """Cut while decoding, resized in 8 bits, mirrored, normalised: float32."""
-    files, start, shape, resized, flips, matrix, mild = fn.external_source(
+def _training_images(
+    source: Source, spec: InputSpec, *, on_gpu: bool, layout: str, num_ops: int, erases: bool
+) -> Any:
+    """Cut while decoding, resized in 8 bits, RandAugment, mirrored, normalised, erased: float32."""
+    common = [types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.FLOAT, types.BOOL]
+    more = 2 if erases else 0
+    files, start, shape, resized, flips, matrix, mild, *drawn = fn.external_source(
         source,
-        num_outputs=7,
+        num_outputs=7 + PER_OP * num_ops + more,
         batch=True,
-        dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.FLOAT, types.BOOL],
-        ndim=[1, 1, 1, 1, 0, 2, 0],
+        dtype=[*common, *DTYPES * num_ops, *[types.FLOAT] * more],
+        ndim=[1, 1, 1, 1, 0, 2, 0, *NDIM * num_ops, *[1] * more],
     )
     encoded = fn.io.file.read(files)
     images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **_decoding(on_gpu))
@@ -100,12 +114,17 @@ def _training_images(source: Source, spec: InputSpec, *, on_gpu: bool, layout: s
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR)
     elif mild:
         # OpenCV's bilinear sampling, at a sixth of the cost of DALI's own on the CPU.
-        images = fn.experimental.warp_perspective(
-            images, matrix, size=[spec.size, spec.size], border_mode="replicate"
-        )
+        images = fn.experimental.warp_perspective(images, matrix, size=resized, border_mode="replicate")
     else:
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR)
-    return _normalise(images, spec, layout, flips)
+    for at in range(0, PER_OP * num_ops, PER_OP):
+        branch, value, warp = drawn[at : at + PER_OP]
+        images = apply_op(images, branch, value, warp, on_gpu)
+    images = _normalise(images, spec, layout, flips)
+    if erases:
+        anchor, extent = drawn[-2:]
+        images = fn.erase(images, anchor=anchor, shape=extent, axis_names="HW", fill_value=0.0)
+    return images
 
 
 @_pipeline()  # type: ignore[untyped-decorator]  # as above

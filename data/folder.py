@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.errors import LabError
@@ -21,6 +21,10 @@ class Listing:
     class_names: tuple[str, ...]
     ignored: Counter[str]
     """Other files by suffix, so that what is left out is said."""
+    weights: list[float] | None = None
+    """See `Index.weights`."""
+    notes: list[str] = field(default_factory=list)
+    """For the log."""
 
 
 def class_folders(root: Path) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,24 +22,32 @@ class Index:
     labels: Int64
     shapes: Int64
     class_names: tuple[str, ...]
+    weights: Float64 | None = None
+    """[n], at least 0: how often `sampling=weighted` takes an image, relative to the others; None: all 1."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, rows: Int64) -> Index:
         return Index(
-            tuple(self.paths[i] for i in rows), self.labels[rows], self.shapes[rows], self.class_names
+            tuple(self.paths[i] for i in rows),
+            self.labels[rows],
+            self.shapes[rows],
+            self.class_names,
+            None if self.weights is None else self.weights[rows],
         )
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            path,
-            paths=np.array(self.paths, dtype=np.str_),
-            labels=self.labels,
-            shapes=self.shapes,
-            class_names=np.array(self.class_names, dtype=np.str_),
-        )
+        columns: dict[str, Any] = {
+            "paths": np.array(self.paths, dtype=np.str_),
+            "labels": self.labels,
+            "shapes": self.shapes,
+            "class_names": np.array(self.class_names, dtype=np.str_),
+        }
+        if self.weights is not None:
+            columns["weights"] = self.weights
+        np.savez(path, **columns)
 
     @classmethod
     def load(cls, path: Path) -> Index:
@@ -47,4 +57,25 @@ class Index:
                 table["labels"],
                 table["shapes"],
                 tuple(table["class_names"].tolist()),
+                table.get("weights"),
             )
+
+
+def class_counts(index: Index) -> Int64:
+    """int64 [classes]: images of each."""
+    return np.bincount(index.labels, minlength=len(index.class_names)).astype(np.int64)
+
+
+def concatenate(one: Index, other: Index) -> Index:
+    """The images of both, which have the same classes."""
+    assert one.class_names == other.class_names
+    weights = None
+    if one.weights is not None or other.weights is not None:
+        weights = np.concatenate([np.ones(len(i)) if i.weights is None else i.weights for i in (one, other)])
+    return Index(
+        one.paths + other.paths,
+        np.concatenate([one.labels, other.labels]),
+        np.concatenate([one.shapes, other.shapes]),
+        one.class_names,
+        weights,
+    )

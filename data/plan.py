@@ -1,10 +1,10 @@
 """Which images make up a batch, and how each is cropped: a pure function of (seed, epoch, step).
 
-Training takes global batches from a permutation of the epoch and cuts each into one slice a rank, so the
-same images make up a step on one GPU and on eight. The tail that fills no batch is left out; which images
-that is changes with the epoch. Evaluation deals every image to exactly one rank and fills the last batches
-with repetitions that carry the label `IGNORE`, so that every rank takes the same number of steps (a strategy
-that communicates in the forward pass needs that).
+Training takes global batches from a permutation of the epoch's rows (`data.sampling`) and cuts each into one
+slice a rank, so the same images make up a step on one GPU and on eight. The tail that fills no batch is left
+out; which images that is changes with the epoch. Evaluation deals every image to exactly one rank and fills
+the last batches with repetitions that carry the label `IGNORE`, so that every rank takes the same number of
+steps (a strategy that communicates in the forward pass needs that).
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from configs.schema import AugmentConfig
-from data.index import Index, Int64
+from configs.schema import AugmentConfig, ProgressiveConfig, SamplingConfig
+from data.augment import random_erasing, random_ops, training_size
+from data.draws import draws
+from data.index import Float64, Index, Int64
+from data.sampling import SHUFFLE, epoch_rows
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
@@ -41,6 +44,12 @@ class BatchPlan:
     """[n, 2]: height and width in px that the window or the whole image is resized to."""
     flips: Bool
     """[n]: mirrored left to right."""
+    ops: Int64
+    """[n, num_ops]: RandAugment's operations, places in `data.augment.OPS`; before the flip."""
+    parameters: Float64
+    """[n, num_ops]: of those operations, see `data.augment.random_ops`."""
+    erased: Int64
+    """[n, 4]: top, left, height, width in px of the finished image that become 0; all 0: none."""
 
 
 class Plan(Protocol):
@@ -51,6 +60,9 @@ class Plan(Protocol):
     """Of one rank."""
     crop_first: bool
     """Whether `windows` are cut before resizing (training) or after (evaluation)."""
+    num_ops: int
+    """Operations of RandAugment on each image."""
+    erases: bool
 
     def __len__(self) -> int: ...
 
@@ -77,6 +89,8 @@ class TrainPlan:
         rank: int,
         world: int,
         seed: int,
+        sampling: SamplingConfig = SHUFFLE,
+        progressive: ProgressiveConfig | None = None,
     ) -> None:
         parts = accumulate * world
         if batch_size % parts:
@@ -86,46 +100,83 @@ class TrainPlan:
                 f"{accumulate} accumulated pass(es): use {f'{below} or ' if below else ''}{below + parts}, "
                 "or another number of processes"
             )
-        if len(index) < batch_size:
-            most = len(index) // parts * parts
+        length = len(epoch_rows(sampling, index, seed, 0))
+        if length < batch_size:
+            most = length // parts * parts
             remedy = f"batch_size={most} or less" if most else "fewer processes or a smaller accumulate"
+            which = "" if length == len(index) else f" an epoch of sampling={sampling.name}"
             raise LabError(
-                f"batch_size {batch_size} is more than the {len(index)} training images: use {remedy}"
+                f"batch_size {batch_size} is more than the {length} training images{which}: use {remedy}"
             )
         self.index = index
         self.batch_size = batch_size // parts
+        self.num_ops = augment.randaugment.num_ops
+        self.erases = augment.erasing.probability > 0
+        self._progressive = progressive
         self._spec = spec
         self._augment = augment
+        self._sampling = sampling
         self._seed = seed
         self._world = world
         self._rank = rank
-        self._steps = len(index) // batch_size * accumulate
-        self._epoch = -1
-        self._order: Int64 = np.empty(0, np.int64)
+        self._steps = length // batch_size * accumulate
+        self._accumulate = accumulate
+        self._order: tuple[int, Int64] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return self._steps
 
     def at(self, position: int) -> BatchPlan:
         epoch, step = divmod(position, self._steps)
-        if epoch != self._epoch:
-            self._order = _generator(self._seed, epoch, 0).permutation(len(self.index))
-            self._epoch = epoch
-        size = self.batch_size * self._world
-        rows = self._order[step * size : (step + 1) * size]
+        rows = self._global_rows(position)
+        size = len(rows)
         # Windows are drawn for the whole batch and then cut, so that they too do not depend on the ranks.
-        rng = _generator(self._seed, epoch, 1 + step)
+        rng = draws(self._seed, epoch, 1 + step)
         windows = random_windows(rng, self.index.shapes[rows], self._augment)
         flips = rng.random(size) < (0.5 if self._augment.flip else 0.0)
         mine = slice(self._rank * self.batch_size, (self._rank + 1) * self.batch_size)
-        resized = np.full((self.batch_size, 2), self._spec.size, np.int64)
-        return BatchPlan(rows[mine], self.index.labels[rows[mine]], windows[mine], resized, flips[mine])
+        side = (
+            self._spec.size
+            if self._progressive is None
+            else training_size(self._progressive, self._spec.size, epoch)
+        )
+        ops, parameters = random_ops(
+            draws(self._seed, epoch, step, "ops"), size, self._augment.randaugment, side
+        )
+        erased = random_erasing(draws(self._seed, epoch, step, "erasing"), size, self._augment.erasing, side)
+        return BatchPlan(
+            rows[mine],
+            self.index.labels[rows[mine]],
+            windows[mine],
+            np.full((self.batch_size, 2), side, np.int64),
+            flips[mine],
+            ops[mine],
+            parameters[mine],
+            erased[mine],
+        )
+
+    def files_of(self, step: int) -> list[str]:
+        """Paths of the images of an optimiser step (from 0), over all ranks and accumulated passes."""
+        positions = range(step * self._accumulate, (step + 1) * self._accumulate)
+        return [self.index.paths[row] for position in positions for row in self._global_rows(position)]
+
+    def _global_rows(self, position: int) -> Int64:
+        epoch, step = divmod(position, self._steps)
+        known, order = self._order
+        if epoch != known:
+            rows = epoch_rows(self._sampling, self.index, self._seed, epoch)
+            order = rows[draws(self._seed, epoch, 0).permutation(len(rows))]
+            self._order = epoch, order  # at once, because the loader's thread asks too
+        size = self.batch_size * self._world
+        return order[step * size : (step + 1) * size]
 
 
 class EvalPlan:
     """Every image once, over all ranks, prepared by the InputSpec's rule."""
 
     crop_first = False
+    num_ops = 0
+    erases = False
 
     def __init__(self, index: Index, spec: InputSpec, *, batch_size: int, rank: int, world: int) -> None:
         self.index = index
@@ -150,8 +201,16 @@ class EvalPlan:
         cut = slice(step * self.batch_size, (step + 1) * self.batch_size)
         rows, valid = self._rows[cut], self._valid[cut]
         labels = np.where(valid, self.index.labels[rows], IGNORE)
+        n = len(rows)
         return BatchPlan(
-            rows, labels, self._windows[rows], self._resized[rows], np.zeros(len(rows), np.bool_)
+            rows,
+            labels,
+            self._windows[rows],
+            self._resized[rows],
+            np.zeros(n, np.bool_),
+            np.empty((n, 0), np.int64),
+            np.empty((n, 0)),
+            np.zeros((n, 4), np.int64),
         )
 
 
@@ -183,8 +242,3 @@ def random_windows(rng: np.random.Generator, shapes: Int64, augment: AugmentConf
     top = np.where(found, np.floor(place[:, 0] * (height - h + 1)), (height - h) // 2).astype(np.int64)
     left = np.where(found, np.floor(place[:, 1] * (width - w + 1)), (width - w) // 2).astype(np.int64)
     return np.stack([top, left, h, w], axis=1)
-
-
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Counter-based, so that any (epoch, step) is reached without drawing what came before."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream]))

@@ -10,12 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.schema import Cifar10Config, DataConfig, DigitsConfig, ImageFolderConfig, SyntheticConfig
+from configs.schema import (
+    Cifar10Config,
+    DataConfig,
+    DigitsConfig,
+    ImageFolderConfig,
+    ManifestConfig,
+    SyntheticConfig,
+)
 from data.check import check_images, sort_out
 from data.cifar10 import write_cifar10
 from data.digits import write_digits
 from data.folder import Listing, class_folders, list_folder
-from data.index import Index
+from data.folds import fold, held_out
+from data.index import Index, concatenate
+from data.manifest import read_manifest
 from data.synthetic import write_synthetic
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
@@ -57,6 +66,8 @@ def prepare(
     `say` hears summaries, `advance` the number of images done of how many. Raises LabError.
     """
     train, val = _listings(config)
+    for line in train.notes:
+        say(line)
     for split, listing in (("train", train), ("val", val)):
         if listing is not None and listing.ignored:
             counts = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(listing.ignored.items()))
@@ -79,11 +90,14 @@ def prepare(
         np.array(labels, np.int64),
         np.array([(c.height, c.width) for c in checked], np.int64),
         train.class_names,
+        None if train.weights is None else np.array(train.weights + [1.0] * (len(files) - len(train.paths))),
     )
     kept = np.flatnonzero(keep)
     if val is None:
         assert isinstance(config, ImageFolderConfig)
-        splits = _cut(index.take(kept), config.val_fraction)
+        index = index.take(kept)
+        out = held_out(index.labels, index.class_names, config.val_fraction)
+        splits = Splits(index.take(np.flatnonzero(~out)), index.take(np.flatnonzero(out)))
     else:
         border = len(train.paths)
         splits = Splits(index.take(kept[kept < border]), index.take(kept[kept >= border]))
@@ -91,11 +105,26 @@ def prepare(
     return splits
 
 
+def resplit(splits: Splits, folds: int, number: int, stratified: bool, seed: int) -> Splits:
+    """Both splits joined and cut anew into fold `number` of `folds`; see `data.folds.fold`.
+
+    An image that is there twice, in place of a missing one, is taken once: it must not be on both sides.
+    """
+    joined = concatenate(splits.train, splits.val)
+    joined = joined.take(np.sort(np.unique(joined.paths, return_index=True)[1]))
+    train, val = fold(joined, folds, number, stratified, seed)
+    cut = Splits(joined.take(train), joined.take(val))
+    _require_every_class(cut)
+    return cut
+
+
 def _listings(config: DataConfig) -> tuple[Listing, Listing | None]:
     """The training images and, unless they are still to be cut from those, the validation images."""
     root = Path(config.root)
     if isinstance(config, ImageFolderConfig):
         return _folder_listings(config)
+    if isinstance(config, ManifestConfig):
+        return read_manifest(config)
     if isinstance(config, DigitsConfig):
         _write_once(root, write_digits)
         names = ("train", "val")
@@ -133,20 +162,6 @@ def _folder_listings(config: ImageFolderConfig) -> tuple[Listing, Listing | None
     return list_folder(root), None
 
 
-def _cut(index: Index, val_fraction: float) -> Splits:
-    """Hold out a share of every class, at least one image and never all; the same images each time."""
-    sizes = np.bincount(index.labels, minlength=len(index.class_names))
-    rare = [name for name, size in zip(index.class_names, sizes, strict=True) if size == 1]
-    if rare:
-        raise LabError(f"classes with one image only cannot be split: {rare[:10]}; add images or remove them")
-    shuffled = np.random.default_rng(0).permutation(len(index))
-    held_out = np.zeros(len(index), np.bool_)
-    for label, size in enumerate(sizes):
-        count = min(max(1, round(size * val_fraction)), size - 1)
-        held_out[shuffled[index.labels[shuffled] == label][:count]] = True
-    return Splits(index.take(np.flatnonzero(~held_out)), index.take(np.flatnonzero(held_out)))
-
-
 def _require_every_class(splits: Splits) -> None:
     for split, index in (("training", splits.train), ("validation", splits.val)):
         present = set(index.labels.tolist())
@@ -165,6 +180,10 @@ def _write_once(root: Path, write: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        temporary.rename(root)
+        try:
+            temporary.rename(root)
+        except OSError:
+            if not root.exists():  # else another run, of the same sweep for one, was first
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

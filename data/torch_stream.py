@@ -12,10 +12,12 @@ from torchvision.io import ImageReadMode, decode_image
 
 from data.loader import Batch, Decoding
 from data.plan import Plan
+from data.torch_ops import apply_op
 from deploy.input_spec import InputSpec
 
-Item = tuple[int, int, list[int], list[int], bool]
-"""Row, label, window, resized shape, flip: what a worker needs of a `BatchPlan` for one image."""
+Item = tuple[int, int, list[int], list[int], bool, list[int], list[float], list[int]]
+"""Row, label, window, resized shape, flip, operations, their parameters, erased box: what a worker needs of
+a `BatchPlan` for one image."""
 
 
 class TorchStream:
@@ -64,6 +66,9 @@ class _Items:
                     plan.windows.tolist(),
                     plan.resized.tolist(),
                     plan.flips.tolist(),
+                    plan.ops.tolist(),
+                    plan.parameters.tolist(),
+                    plan.erased.tolist(),
                     strict=True,
                 )
             )
@@ -76,16 +81,21 @@ class _Images(Dataset[tuple[torch.Tensor, int]]):
         self._crop_first = crop_first
 
     def __getitem__(self, item: Item) -> tuple[torch.Tensor, int]:
-        row, label, window, resized, flip = item
+        row, label, window, resized, flip, ops, parameters, erased = item
         image = decode_image(self._paths[row], ImageReadMode.RGB, apply_exif_orientation=True)
         if self._crop_first:
             image = tv.resize(tv.crop(image, *window), resized, antialias=True)
         else:
             # In floating point: what the device computes is not rounded between resizing and normalising.
             image = tv.crop(tv.resize(image.float(), resized, antialias=True), *window)
+        for op, parameter in zip(ops, parameters, strict=True):
+            image = apply_op(image, op, parameter)
         if flip:
             image = tv.horizontal_flip(image)
         scale = 255.0
-        return tv.normalize(
+        image = tv.normalize(
             image.float(), [scale * m for m in self._spec.mean], [scale * s for s in self._spec.std]
-        ), label
+        )
+        top, left, height, width = erased
+        image[:, top : top + height, left : left + width] = 0.0
+        return image, label

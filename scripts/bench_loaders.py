@@ -44,12 +44,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=20, help="timed in each turn (default: 20)")
     parser.add_argument("--root", type=Path, default=Path("datasets/synthetic"))
+    parser.add_argument(
+        "overrides", nargs="*", help="of our loaders, such as data.augment.randaugment.num_ops=2"
+    )
     options = parser.parse_args()
 
     config = load(
         "train",
         TrainConfig,
-        ["data=synthetic", f"data.num_train={options.images}", f"data.root={options.root}"],
+        [
+            "data=synthetic",
+            f"data.num_train={options.images}",
+            f"data.root={options.root}",
+            *options.overrides,
+        ],
     )
     splits = prepare(config.data, options.root / "bench", print)
     spec = input_spec(config.data, splits.train.class_names)

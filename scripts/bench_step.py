@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,13 +28,16 @@ from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from scripts.bench_lines import machine_line, ratio_line
 from train.checkpoint import Progress
-from train.loop import Job, Training, autocast, choose_precision, classification_loss, train_epoch
+from train.loop import Job, Training, train_epoch
 from train.model import build_model
 from train.monitor import Monitor
 from train.optim import build_optimizer
+from train.precision import autocast, choose_precision
 from train.ranks import Ranks
 from train.stop import StopRequest
 from train.strategy import Single
+from train.task import classification
+from train.watchdog import Watchdog
 
 
 class InMemory:
@@ -86,7 +90,11 @@ def main() -> int:
     model = build_model(config.model, 10).to(device).to(memory_format=torch.channels_last)
     bare_model = copy.deepcopy(model)
 
-    with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        StopRequest(Path(folder, "log")) as stop,
+        Watchdog(600, Path(folder, "log")) as watchdog,
+    ):
         ours = Training(
             model=model,
             prepared=model,
@@ -98,11 +106,13 @@ def main() -> int:
         job = Job(
             config=config,
             spec=spec,
-            precision=precision,
-            strategy=Single(Ranks(0, 1, 0, 1, launched=False), device),
-            loss=classification_loss(config),
+            run_dir=Path(folder),
+            strategy=Single(Ranks(0, 1, 0, 1, launched=False), device, precision),
+            task=classification(config, np.full(10, 100), device),
+            files_of=lambda step: [],
             monitor=Monitor(Path(folder), 0, enabled=True),
             stop=stop,
+            watchdog=watchdog,
             save=lambda: None,
             show=lambda done, total, text: None,
         )

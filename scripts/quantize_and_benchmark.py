@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from configs.schema import QuantizeConfig
 from deploy.errors import LabError
 
 
-def main(config: QuantizeConfig) -> None:
+def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
     from data.calibration import choose_images, image_batches
     from data.prepare import input_spec, prepare
@@ -90,7 +90,7 @@ def main(config: QuantizeConfig) -> None:
             spec=spec,
             models={"fp32": fp32, "int8-cpu": work / U8_NAME, "int8": work / S8_NAME},
             samples=choose_images(splits.val, config.num_samples, config.seed),
-            commands=[shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *sys.argv[1:]])],
+            commands=[shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *overrides])],
         )
         # Measured here first, so that an older good bundle is only replaced by one that verifies.
         draft = pack(work / "bundle", variants=variants)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,28 +55,30 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=_rank, args=(function, arguments, rank, world, port, results))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * world, f"exit codes of the ranks: {codes}"
-    return [value for _, value in sorted((results.get() for _ in range(world)), key=lambda pair: pair[0])]
+    with tempfile.TemporaryDirectory() as folder:
+        # Files, because a pipe that nobody reads yet would hold a rank back before its end.
+        results = [Path(folder, str(rank)) for rank in range(world)]
+        processes = [
+            context.Process(target=_rank, args=(function, arguments, rank, world, port, results[rank]))
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        assert codes == [0] * world, f"exit codes of the ranks: {codes}"
+        return [pickle.loads(result.read_bytes()) for result in results]
 
 
 def _rank(
-    function: Callable[..., Any], arguments: Sequence[Any], rank: int, world: int, port: int, results: Any
+    function: Callable[..., Any], arguments: Sequence[Any], rank: int, world: int, port: int, result: Path
 ) -> None:
     values = (rank, world, rank, world, "127.0.0.1", port)
     os.environ.update({name: str(value) for name, value in zip(_LAUNCHER, values, strict=True)})
     import torch
 
     torch.set_num_threads(1)
-    results.put((rank, function(*arguments)))
+    result.write_bytes(pickle.dumps(function(*arguments)))

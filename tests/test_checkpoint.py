@@ -27,6 +27,7 @@ from train.checkpoint import (
 )
 from train.model import build_model
 from train.optim import build_optimizer
+from train.state import optimizer_tensors
 
 CONFIG = load("train", TrainConfig, ["model=mobilenet_v2", "data=digits"])
 SPEC = InputSpec(32, 32, (0.5,) * 3, (0.5,) * 3, ("cat", "dog"))
@@ -40,7 +41,7 @@ def checkpoint(step: int) -> Checkpoint:
         structure=[],
         model=model.state_dict(),
         ema=None,
-        optimizer=build_optimizer(CONFIG.optim, model).state_dict(),
+        optimizer=optimizer_tensors(build_optimizer(CONFIG.optim, model), model),
         scaler={},
         loader={"position": step, "num_steps": 10},
         progress=Progress(step=step, epoch=1, best_top1=0.5),
@@ -109,7 +110,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no edgelab checkpoint"):
         load_checkpoint(tmp_path / "weights.pt")
     torch.save({"format": 99}, tmp_path / "later.pt")
-    with pytest.raises(LabError, match="format 99, this edgelab reads 1"):
+    with pytest.raises(LabError, match="format 99, this edgelab reads 2"):
         load_checkpoint(tmp_path / "later.pt")
     with pytest.raises(LabError, match="no checkpoint"):
         load_checkpoint(tmp_path / "absent.pt")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_every_option_is_valid_and_named_as_its_file(group: str, option: str) ->
 
 def test_every_section_is_a_group_of_options() -> None:
     sections = {field.name for field in fields(TrainConfig)} & {group for group, _ in OPTIONS}
-    assert sections == {"data", "loader", "model", "optim", "strategy"}
+    assert sections == {"data", "loader", "model", "optim", "sampling", "strategy"}
 
 
 def test_the_benchmark_config_is_valid() -> None:
@@ -81,8 +82,8 @@ def test_the_benchmark_config_is_valid() -> None:
         ("seed=-1", "seed", "greater than or equal to 0"),
         (f"seed={2**63}", "seed", "less than"),
         ("optim.lr=inf", "optim.lr", "finite"),
-        ("strategy.name=dpp", "strategy.name", "'auto', 'single', 'ddp' or 'horovod'"),
-        ("strategy=dpp", "strategy", "auto ddp horovod single"),
+        ("strategy.name=dpp", "strategy.name", "'pipeline' or 'horovod'"),
+        ("strategy=dpp", "strategy", "auto ddp fsdp horovod pipeline single"),
         ("optim=lamb", "optim", "adamw sgd"),
         ("optim=3", "optim=3", "must be a string"),
         ("data.name=imagnet", "data", "'image_folder'"),
@@ -107,7 +108,15 @@ def test_a_mistake_is_refused_with_its_key_and_a_remedy(override: str, key: str,
 def test_the_optimisers_do_not_share_their_keys() -> None:
     assert "optim.momentum: unknown key" in refusal("optim=adamw", "optim.momentum=0.9")
     assert train_config("optim=sgd", "optim.momentum=0.8").optim == SgdConfig(
-        lr=0.05, weight_decay=0.0005, warmup_epochs=1.0, final_lr=0.0, name="sgd", momentum=0.8, nesterov=True
+        lr=0.05,
+        weight_decay=0.0005,
+        warmup_epochs=1.0,
+        final_lr=0.0,
+        cycles=1,
+        l1=0.0,
+        name="sgd",
+        momentum=0.8,
+        nesterov=True,
     )
 
 
@@ -174,6 +183,8 @@ def test_imagenet_resnet50_is_the_recipe_of_deeplearningexamples() -> None:
         weight_decay=1 / 32768,
         warmup_epochs=8.0,
         final_lr=0.0,
+        cycles=1,
+        l1=0.0,
         name="sgd",
         momentum=0.875,
         nesterov=False,
@@ -211,7 +222,7 @@ def test_a_mistake_beside_cfg_job_is_no_traceback() -> None:
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: TrainConfig) -> None:
+    def broken(config: TrainConfig, overrides: Sequence[str]) -> None:
         raise RuntimeError(f"defect in {config.name}")
 
     monkeypatch.setattr(sys, "argv", ["train", "name=mine"])

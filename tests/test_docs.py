@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load
+from configs.load import load, sweep_jobs
 from configs.schema import QuantizeConfig, TrainConfig
 from tests.processes import ROOT, python
 
@@ -35,7 +35,14 @@ def test_make_targets_exist(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if " -m train " in c])
 def test_training_commands_compose(command: str) -> None:
     overrides = [word for word in shlex.split(command.split(" -m train ")[1]) if not word.startswith("--")]
-    load("train", TrainConfig, [word for word in overrides if "=" in word])
+    jobs = sweep_jobs("train", TrainConfig, [word for word in overrides if "=" in word])
+    assert (len(jobs) > 1) == ("-m" in overrides)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "-m scripts.sweep " in c])
+def test_sweeps_compose(command: str) -> None:
+    words = shlex.split(command.split("-m scripts.sweep ")[1])
+    assert len(sweep_jobs("train", TrainConfig, [word for word in words if "=" in word])) > 1
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "quantize_and_benchmark " in c])

@@ -19,13 +19,15 @@ import pytest
 import torch
 
 from configs.load import load
-from configs.schema import StrategyConfig, TrainConfig
+from configs.schema import TrainConfig
 from deploy.errors import LabError
-from tests.processes import ROOT, environment, python, torchrun
-from tests.test_strategy import gradient, strategy_here
+from tests.processes import ROOT, environment, torchrun
+from tests.test_strategy import assert_same_gradient, gradient, strategy_config, strategy_here
 from train.checkpoint import load_checkpoint
 from train.horovod import in_memory_order
+from train.launch import require_no_launcher
 from train.ranks import Ranks
+from train.run import run
 from train.strategy import build_strategy
 
 HOROVODRUN = {
@@ -65,17 +67,21 @@ def test_two_launchers_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_a_strategy_under_the_wrong_launcher_is_refused(name: Any, ranks: Ranks, remedy: str) -> None:
-    config = StrategyConfig(name, timeout_s=60.0, compression="none", elastic=False)
     with pytest.raises(LabError, match=remedy):
-        build_strategy(config, ranks, torch.device("cpu"))
+        build_strategy(strategy_config(name), ranks, torch.device("cpu"), "fp32")
 
 
 def test_its_absence_names_the_command_that_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "horovod.torch", None)  # Python's own way to say "cannot be imported"
     ranks = Ranks(0, 2, 0, 2, launched=True, horovod=True)
-    config = StrategyConfig("auto", timeout_s=60.0, compression="none", elastic=False)
     with pytest.raises(LabError, match="make horovod"):
-        build_strategy(config, ranks, torch.device("cpu"))
+        build_strategy(strategy_config("auto"), ranks, torch.device("cpu"), "fp32")
+
+
+def test_a_rank_of_horovodrun_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    with pytest.raises(LabError, match="a launcher started this process"):
+        require_no_launcher()
 
 
 @pytest.mark.parametrize(
@@ -93,9 +99,8 @@ def test_what_horovod_alone_can_do_is_refused_elsewhere(overrides: list[str], pr
 
 def test_an_inelastic_launcher_is_refused(tmp_path: Path) -> None:
     overrides = [*TINY, "strategy=horovod", "strategy.elastic=true", "resume=true", f"run_dir={tmp_path}"]
-    done = python("-m", "train", *overrides)
-    assert done.returncode == 2, done.stderr
-    assert "--host-discovery-script" in done.stderr
+    with pytest.raises(LabError, match="--host-discovery-script"):
+        run(load("train", TrainConfig, overrides))
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3), (4, 3, 3, 3), (8, 1, 3, 3), (4, 3, 1, 1)])
@@ -135,56 +140,69 @@ def horovodrun(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, env=env, timeout=600, capture_output=True, text=True, check=False)
 
 
-RANK = """
+KEEP = """
 import os, pickle, sys
 from pathlib import Path
 import torch
-from tests.test_strategy import one_rank
 torch.set_num_threads(1)
-Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_bytes(pickle.dumps(one_rank()))
+def keep(found):
+    Path(sys.argv[1], os.environ["HOROVOD_RANK"]).write_bytes(pickle.dumps(found))
 """
+
+
+def on_two_ranks(site: Path, folder: Path, program: str) -> list[Any]:
+    """What each rank gave to `keep`."""
+    done = horovodrun(site, "-c", KEEP + program, str(folder))
+    assert done.returncode == 0, done.stderr
+    return [pickle.loads((folder / rank).read_bytes()) for rank in ("0", "1")]
 
 
 @pytest.mark.slow
 def test_it_keeps_the_promises_of_a_strategy(site: Path, tmp_path: Path) -> None:
-    done = horovodrun(site, "-c", RANK, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    expected = gradient(strategy_here(), 1).numpy()
-    for rank in ("0", "1"):
-        got = pickle.loads((tmp_path / rank).read_bytes())
+    program = "from tests.test_strategy import one_rank; keep(one_rank('horovod'))"
+    expected = gradient(strategy_here())
+    for rank, got in enumerate(on_two_ranks(site, tmp_path, program)):
         for accumulate in (1, 2):
-            np.testing.assert_allclose(got["gradients"][accumulate], expected, rtol=1e-5, atol=1e-6)
+            found = got["found"][accumulate]
+            assert_same_gradient(found, expected)
+            assert found["norm"] == pytest.approx(expected["norm"], rel=1e-4)
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-5)
         assert got["answers"] == {
             "sum": [3.0, 20.0],
             "any": (True, False),
+            "stops": (True, False),
             "aligned": [0.0, 0.0],
             "first": "rank 0 worked",
             "error": "no such folder",
+            "gathered": None if rank else [0, 1],
         }
 
 
-HALVES = """
-import os, sys
-import numpy as np
-from pathlib import Path
+OTHERS = """
 from tests.test_strategy import *
-config = StrategyConfig("horovod", timeout_s=60.0, compression="fp16", elastic=False)
-strategy = build_strategy(config, Ranks.from_environ(), CPU)
-np.save(Path(sys.argv[1], os.environ["HOROVOD_RANK"]), gradient(strategy, 2).numpy())
+from train import horovod
+strategy = build_strategy(strategy_config("horovod", compression="fp16"), Ranks.from_environ(), CPU, "fp32")
+if strategy.ranks.is_first:
+    horovod._members.on_hosts_updated(0, 0)
+votes = strategy.any(False), strategy.stops(False), horovod._members.regroup
+votes += strategy.stops(strategy.ranks.rank == 1), horovod._members.regroup
+keep((votes, gradient(strategy, 2)["gradients"]))
 strategy.close()
 """
 
 
 @pytest.mark.slow
-def test_compressed_gradients_are_rounded_to_halves(site: Path, tmp_path: Path) -> None:
-    done = horovodrun(site, "-c", HALVES, str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    expected = gradient(strategy_here(), 1).numpy()
-    for rank in ("0", "1"):
-        error = np.abs(np.load(tmp_path / f"{rank}.npy") - expected)
-        assert error.max() > 1e-6
+def test_other_workers_stop_the_loop_and_compression_rounds_to_halves(site: Path, tmp_path: Path) -> None:
+    expected = gradient(strategy_here())["gradients"]
+    largest = max(np.abs(value).max() for value in expected.values())
+    for votes, got in on_two_ranks(site, tmp_path, OTHERS):
+        # News of other workers are rank 0's alone. They touch no other vote, and a request goes before them.
+        assert votes == (False, True, True, True, False)
+        error = max(np.abs(got[name] - value).max() for name, value in expected.items())
+        assert error > 1e-6
         # Two roundings to 11 bits of what each rank sends, and one of the sum.
-        assert error.max() < 2**-10 * np.abs(expected).max()
+        assert error < 2**-10 * largest
 
 
 def weights(run_dir: Path) -> torch.Tensor:
@@ -200,6 +218,8 @@ def test_it_trains_as_ddp_does(site: Path, tmp_path: Path) -> None:
     done = horovodrun(site, "-m", "train", *overrides, f"run_dir={tmp_path / '1'}")
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(weights(tmp_path / "1"), weights(tmp_path / "0"), rtol=1e-5, atol=1e-6)
+    results = [json.loads((tmp_path / name / "result.json").read_text())["metrics"] for name in "01"]
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
     # Horovod's checkpoint is DDP's.
     done = torchrun(2, "-m", "train", *overrides, f"run_dir={tmp_path / '1'}", "strategy=ddp", "resume=true")
     assert done.returncode == 0, done.stderr
@@ -298,3 +318,4 @@ def test_workers_come_and_go(elastic: Elastic, tmp_path: Path) -> None:
     # Each step of the plan, whose batches are those of any number of ranks, is counted once.
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 81))
     assert [r["epoch"] for r in records if r["kind"] == "eval"] == list(range(1, 21))
+    assert (run_dir / "result.json").exists()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.schema import AugmentConfig, LoaderConfig
+from configs.schema import LoaderConfig
 from data.build import build_loader
 from data.check import check_images
 from data.index import Index
@@ -24,10 +24,11 @@ from data.plan import IGNORE, EvalPlan, Plan, TrainPlan
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.preprocess import load_image, preprocess
+from tests.augmentation import augmentation
 from tests.pictures import save
 
 SPEC = InputSpec(64, 72, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("a", "b"))
-AUGMENT = AugmentConfig(min_scale=0.3, max_ratio=1.3, flip=True)
+AUGMENT = augmentation(min_scale=0.3, max_ratio=1.3, flip=True)
 CPU = torch.device("cpu")
 NAMES = ("dali", "torch")
 both = pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,26 @@ from train.ema import Ema
 from train.optim import build_optimizer, lr_at
 
 SGD = SgdConfig(
-    lr=0.4, weight_decay=0.1, warmup_epochs=2.0, final_lr=0.1, name="sgd", momentum=0.9, nesterov=True
+    lr=0.4,
+    weight_decay=0.1,
+    warmup_epochs=2.0,
+    final_lr=0.1,
+    cycles=1,
+    l1=0.0,
+    name="sgd",
+    momentum=0.9,
+    nesterov=True,
 )
 ADAMW = AdamWConfig(
-    lr=0.4, weight_decay=0.1, warmup_epochs=0.0, final_lr=0.0, name="adamw", betas=[0.9, 0.99], eps=1e-8
+    lr=0.4,
+    weight_decay=0.1,
+    warmup_epochs=0.0,
+    final_lr=0.0,
+    cycles=1,
+    l1=0.0,
+    name="adamw",
+    betas=[0.9, 0.99],
+    eps=1e-8,
 )
 
 
@@ -43,7 +61,7 @@ def test_no_decay_on_norms_and_biases(config: OptimConfig) -> None:
 
 def test_the_average_follows_its_formula_and_copies_counts() -> None:
     net = nn.BatchNorm1d(1)
-    ema = Ema(net, decay=0.5)
+    ema = Ema(copy.deepcopy(net), net, decay=0.5)
     net.load_state_dict(
         {**net.state_dict(), "weight": torch.tensor([3.0]), "num_batches_tracked": torch.tensor(7)}
     )

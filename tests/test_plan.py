@@ -10,9 +10,10 @@ from data.index import Index, Int64
 from data.plan import IGNORE, BatchPlan, EvalPlan, Plan, TrainPlan, random_windows
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from tests.augmentation import augmentation
 
 SPEC = InputSpec(32, 40, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ("a", "b", "c"))
-AUGMENT = AugmentConfig(min_scale=0.2, max_ratio=1.5, flip=True)
+AUGMENT = augmentation(min_scale=0.2, max_ratio=1.5, flip=True)
 
 
 def index(n: int) -> Index:
@@ -54,7 +55,16 @@ def rows_of_epoch(plan: Plan, epoch: int) -> list[int]:
 
 def as_rows(batch: BatchPlan) -> list[list[int]]:
     """One line an image: everything that a loader is told of it."""
-    columns = (batch.rows, batch.labels, batch.windows, batch.resized, batch.flips)
+    columns = (
+        batch.rows,
+        batch.labels,
+        batch.windows,
+        batch.resized,
+        batch.flips,
+        batch.ops,
+        batch.parameters,
+        batch.erased,
+    )
     table: list[list[int]] = np.column_stack(columns).tolist()
     return table
 
@@ -171,12 +181,12 @@ def assert_inside(windows: Int64, shapes: Int64) -> None:
 def test_windows_stay_inside_their_images(shape: tuple[int, int], min_scale: float, max_ratio: float) -> None:
     shapes = np.tile(np.array(shape, np.int64), (500, 1))
     rng = np.random.default_rng(0)
-    assert_inside(random_windows(rng, shapes, AugmentConfig(min_scale, max_ratio, True)), shapes)
+    assert_inside(random_windows(rng, shapes, augmentation(min_scale, max_ratio, True)), shapes)
 
 
 def test_windows_keep_the_bounds_of_area_and_ratio_and_use_all_of_both() -> None:
     shapes = np.tile(np.array((1500, 2000), np.int64), (4000, 1))
-    windows = random_windows(np.random.default_rng(0), shapes, AugmentConfig(0.08, 4 / 3, True))
+    windows = random_windows(np.random.default_rng(0), shapes, augmentation(0.08, 4 / 3, True))
     top, left, height, width = windows.T
     share = height * width / (1500 * 2000)
     ratio = width / height
@@ -195,7 +205,7 @@ def test_windows_keep_the_bounds_of_area_and_ratio_and_use_all_of_both() -> None
 def test_a_strip_too_thin_for_any_window_gives_the_largest_centred_one(
     shape: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    augment = AugmentConfig(min_scale=0.9, max_ratio=1.5, flip=False)
+    augment = augmentation(min_scale=0.9, max_ratio=1.5, flip=False)
     (window,) = random_windows(np.random.default_rng(0), np.array([shape], np.int64), augment).tolist()
     top, left, *size = window
     assert tuple(size) == expected
@@ -203,7 +213,7 @@ def test_a_strip_too_thin_for_any_window_gives_the_largest_centred_one(
 
 
 def test_the_whole_image_is_kept_where_the_crop_is_off() -> None:
-    augment = AugmentConfig(min_scale=1.0, max_ratio=1.0, flip=False)
+    augment = augmentation(min_scale=1.0, max_ratio=1.0, flip=False)
     plan = train_plan(augment=augment)
     square = np.array([(64, 64)], np.int64)
     assert random_windows(np.random.default_rng(0), square, augment).tolist() == [[0, 0, 64, 64]]

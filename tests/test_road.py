@@ -51,7 +51,7 @@ def compressed(trained: Path) -> Path:
     config = load(
         "quantize_and_benchmark", QuantizeConfig, [f"checkpoint={trained / 'checkpoint.pt'}", *QUICK]
     )
-    quantize_and_benchmark(config)
+    quantize_and_benchmark(config, [])
     return trained
 
 
@@ -103,7 +103,7 @@ def test_other_images_are_refused_and_the_bundle_stays(compressed: Path, images:
         (other / drawn.name / split / "class_000").rename(other / drawn.name / split / "cat")
     overrides = [f"checkpoint={compressed / 'checkpoint.pt'}", f"data_root={other}", *QUICK]
     with pytest.raises(LabError, match=r"class_000.*data_root="):
-        quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides))
+        quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
     assert (compressed / "bundle" / "bundle.json").read_bytes() == before
 
 

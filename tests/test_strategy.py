@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import copy
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from configs.schema import StrategyConfig
 from data.loader import Batch
@@ -16,6 +18,7 @@ from deploy.errors import LabError
 from tests.processes import run_ranks
 from train.metrics import EvalCounts
 from train.ranks import Ranks, choose_device
+from train.state import local
 from train.strategy import Strategy, build_strategy
 
 CPU = torch.device("cpu")
@@ -23,41 +26,76 @@ ALONE = Ranks(0, 1, 0, 1, launched=False)
 TWO = Ranks(1, 2, 1, 2, launched=True)
 
 
-def strategy_here() -> Strategy:
-    return build_strategy(
-        StrategyConfig("auto", timeout_s=60.0, compression="none", elastic=False), Ranks.from_environ(), CPU
+def strategy_here(name: Any = "auto", microbatches: int = 1) -> Strategy:
+    return build_strategy(strategy_config(name, microbatches), Ranks.from_environ(), CPU, "fp32")
+
+
+def strategy_config(name: Any, microbatches: int = 1, compression: Any = "none") -> StrategyConfig:
+    return StrategyConfig(
+        name, timeout_s=60.0, microbatches=microbatches, compression=compression, elastic=False
     )
 
 
 def small_net() -> nn.Module:
+    """With the parts of a ResNet."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
+    parts = {
+        "conv1": nn.Conv2d(3, 8, 3, padding=1),
+        "bn1": nn.BatchNorm2d(8),
+        "relu": nn.ReLU(),
+        "maxpool": nn.MaxPool2d(2),
+        "layer1": nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8)),
+        "layer2": nn.Sequential(BasicBlock(8, 8)),
+        "avgpool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "fc": nn.Linear(8, 5),
+    }
+    return nn.Sequential(OrderedDict(parts))
 
 
 def images(count: int) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(count, 3, 8, 8, generator=generator)
+    pixels = torch.randn(count, 3, 16, 16, generator=generator)
     return Batch(pixels, torch.randint(5, (count,), generator=generator))
 
 
-def gradient(strategy: Strategy, accumulate: int) -> torch.Tensor:
-    """Of one global batch of 16, this rank's share of it in `accumulate` passes."""
+def gradient(strategy: Strategy, accumulate: int = 1, *, training: bool = False) -> dict[str, Any]:
+    """Of one global batch of 8, this rank's share of it in `accumulate` passes.
+
+    BatchNorm as in evaluation, since its statistics are of one rank's images, unless `training`.
+    """
     net = small_net()
-    prepared = strategy.prepare(net)
-    batch, ranks = images(16), strategy.ranks
-    share = 16 // ranks.world // accumulate
+    strategy.shard(net)
+    prepared = strategy.prepare(net).train(training)
+    batch = images(8)
+    share = 8 // strategy.replicas // accumulate
+    total = torch.zeros(())
     for part in range(accumulate):
-        first = (part * ranks.world + ranks.rank) * share
+        first = (part * strategy.replicas + strategy.replica) * share
         mine = slice(first, first + share)
-        with nullcontext() if part == accumulate - 1 else strategy.accumulating(prepared):
-            logits = prepared(batch.images[mine])
-            (nn.functional.cross_entropy(logits, batch.labels[mine]) / accumulate).backward()
-    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        labels = batch.labels[mine]
+        total += strategy.backward(
+            prepared,
+            batch.images[mine],
+            lambda logits, rows, labels=labels: nn.functional.cross_entropy(logits, labels[rows]),  # type: ignore[misc]
+            torch.amp.GradScaler("cpu", enabled=False),
+            share=1 / accumulate,
+            exchange=part == accumulate - 1,
+        )
+    gradients = strategy.whole({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+    squared = torch.stack([local(p.grad).square().sum() for p in net.parameters() if p.grad is not None])
+    logits = strategy.logits(prepared.eval(), batch.images[:4])
+    return {
+        "gradients": {name: value.numpy() for name, value in gradients.items()},
+        "norm": float(strategy.sum_parts(squared.sum()).sqrt()),
+        "loss": float(strategy.sum(total)) / strategy.replicas,
+        "logits": logits.detach().numpy() if not training else None,
+    }
 
 
-def one_rank() -> dict[str, Any]:
+def one_rank(name: str) -> dict[str, Any]:
     """All the promises of a strategy, in one process group."""
-    strategy = strategy_here()
+    strategy = strategy_here(name)
     rank = strategy.ranks.rank
     norm = nn.BatchNorm1d(2)
     norm.running_mean = torch.full((2,), float(rank))
@@ -67,43 +105,73 @@ def one_rank() -> dict[str, Any]:
         strategy.on_first(fail)
     except LabError as error:
         told = str(error)
+    parts = strategy.gather(torch.tensor([rank]))
     answers = {
         "sum": strategy.sum(torch.tensor([1.0 + rank, 10.0])).tolist(),
         "any": (strategy.any(rank == 1), strategy.any(False)),
+        "stops": (strategy.stops(rank == 1), strategy.stops(False)),
         "aligned": norm.running_mean.tolist(),
         "first": strategy.on_first(lambda: f"rank {rank} worked"),
         "error": told,
+        "gathered": [part.item() for part in parts] if parts is not None else None,
     }
-    gradients = {accumulate: gradient(strategy, accumulate).numpy() for accumulate in (1, 2)}
+    found = {accumulate: gradient(strategy, accumulate) for accumulate in (1, 2)}
+    if name == "pipeline":
+        found[4] = gradient(strategy_like(strategy, microbatches=4), training=True)
     strategy.close()
-    return {"answers": answers, "gradients": gradients}
+    return {"answers": answers, "found": found}
 
 
-@pytest.fixture(scope="module")
-def two_ranks() -> list[dict[str, Any]]:
-    return run_ranks(one_rank, 2)
+def strategy_like(strategy: Strategy, microbatches: int) -> Strategy:
+    """The same process group with other micro-batches."""
+    other = copy.copy(strategy)
+    vars(other).update(_microbatches=microbatches, _schedules={})
+    return other
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp", "pipeline"])
+def two_ranks(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
+    return request.param, run_ranks(one_rank, 2, request.param)
 
 
 def fail() -> None:
     raise LabError("no such folder")
 
 
-def test_ddp_gives_the_gradient_of_one_process(two_ranks: list[dict[str, Any]]) -> None:
-    expected = gradient(strategy_here(), 1).numpy()
-    for got in two_ranks:
-        np.testing.assert_allclose(got["gradients"][1], expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(got["gradients"][2], expected, rtol=1e-5, atol=1e-6)
+def assert_same_gradient(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert got["gradients"].keys() == expected["gradients"].keys()
+    for name, value in expected["gradients"].items():
+        np.testing.assert_allclose(got["gradients"][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_every_rank_gets_the_same_answers(two_ranks: list[dict[str, Any]]) -> None:
-    expected = {
-        "sum": [3.0, 20.0],
-        "any": (True, False),
-        "aligned": [0.0, 0.0],
-        "first": "rank 0 worked",
-        "error": "no such folder",
-    }
-    assert [got["answers"] for got in two_ranks] == [expected, expected]
+def test_the_gradient_is_that_of_one_process(two_ranks: tuple[str, list[dict[str, Any]]]) -> None:
+    expected = gradient(strategy_here())
+    _, ranks = two_ranks
+    for accumulate in (1, 2):
+        assert_same_gradient(ranks[0]["found"][accumulate], expected)
+        for got in ranks:
+            assert got["found"][accumulate]["norm"] == pytest.approx(expected["norm"], rel=1e-4)
+            assert got["found"][accumulate]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            np.testing.assert_allclose(got["found"][accumulate]["logits"], expected["logits"], atol=1e-5)
+
+
+def test_microbatches_are_accumulated_passes(two_ranks: tuple[str, list[dict[str, Any]]]) -> None:
+    name, ranks = two_ranks
+    if name != "pipeline":
+        pytest.skip("of the pipeline only")
+    assert_same_gradient(ranks[0]["found"][4], gradient(strategy_here(), accumulate=4, training=True))
+
+
+def test_every_rank_gets_the_same_answers(two_ranks: tuple[str, list[dict[str, Any]]]) -> None:
+    name, ranks = two_ranks
+    same = {
+        "any": (True, False), "stops": (True, False), "first": "rank 0 worked", "error": "no such folder"
+    }  # fmt: skip
+    for rank, got in enumerate(ranks):
+        # Along a pipeline all ranks see the same images, so there is one replica, whose parts differ.
+        one = {"sum": [1.0 + rank, 10.0], "aligned": [rank, rank], "gathered": None if rank else [0]}
+        two = {"sum": [3.0, 20.0], "aligned": [0.0, 0.0], "gathered": None if rank else [0, 1]}
+        assert got["answers"] == same | (one if name == "pipeline" else two)
 
 
 def test_ignored_labels_count_nowhere() -> None:
@@ -118,11 +186,16 @@ def test_ignored_labels_count_nowhere() -> None:
 
 @pytest.mark.parametrize(
     ("name", "ranks", "remedy"),
-    [("single", TWO, "strategy=auto"), ("ddp", ALONE, "torchrun")],
+    [
+        ("single", TWO, "strategy=auto"),
+        ("ddp", ALONE, "torchrun"),
+        ("fsdp", ALONE, "torchrun"),
+        ("pipeline", ALONE, "torchrun"),
+    ],
 )
 def test_a_strategy_that_does_not_fit_the_launcher_is_refused(name: Any, ranks: Ranks, remedy: str) -> None:
     with pytest.raises(LabError, match=remedy):
-        build_strategy(StrategyConfig(name, timeout_s=60.0, compression="none", elastic=False), ranks, CPU)
+        build_strategy(strategy_config(name), ranks, CPU, "fp32")
 
 
 def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

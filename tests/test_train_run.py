@@ -87,15 +87,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 KILLER = """
 import os, signal, sys
 import train.run as story
+import train.saves as saves
 from configs.load import load
 from configs.schema import TrainConfig
-save = story.save_checkpoint
-def save_and_die(path, checkpoint):
-    save(path, checkpoint)
+save = saves.save_checkpoint
+def save_and_die(path, checkpoint, previous):
+    save(path, checkpoint, previous)
     if checkpoint.progress.step == 4 and path.name == "checkpoint.pt":
         # Some more steps than the checkpoint holds have been recorded when the end comes.
         os.environ["DIE"] = "1"
-story.save_checkpoint = save_and_die
+saves.save_checkpoint = save_and_die
 record = story.Monitor.train
 def record_and_die(self, step, epoch, values):
     record(self, step, epoch, values)
@@ -211,8 +212,10 @@ def test_a_rank_that_raises_ends_all(images: list[str], tmp_path: Path) -> None:
 
 HANG = """
 import ctypes, os, signal, threading
+import sys
+from pathlib import Path
 from train.stop import StopRequest
-with StopRequest():
+with StopRequest(Path(sys.argv[1])):
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     while True:
         ctypes.CDLL(None).sleep(1000)  # outside Python, as a rank is that waits for a lost one
@@ -220,10 +223,11 @@ with StopRequest():
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_rank_that_cannot_be_reached() -> None:
-    done = python("-c", HANG, timeout=25)
+def test_sigterm_ends_a_rank_that_cannot_be_reached(tmp_path: Path) -> None:
+    done = python("-c", HANG, str(tmp_path / "rank0.log"), timeout=25)
     assert done.returncode == 1, done.stderr
     assert "did not come round" in done.stderr
+    assert 'File "<string>", line 8 in <module>' in (tmp_path / "rank0.log").read_text()
 
 
 def test_a_run_folder_is_not_overwritten(images: list[str], uninterrupted: Path) -> None:

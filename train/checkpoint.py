@@ -1,14 +1,14 @@
 """A checkpoint holds all that it takes to go on bit for bit. Opening one never runs code.
 
 There is no state of a random generator in it: every draw is a function of the seed, the rank and the step
-(`data.plan` for images, `train.loop` for dropout and mixup), so the position is enough.
+(`data.plan` for images, `train.loop` for dropout, `train.task` for mixup), so the position is enough.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from train.model import build_model
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
+
+
+class UnreadableError(LabError):
+    """A checkpoint that is missing, torn, or none of ours."""
 
 
 @dataclass
@@ -35,22 +39,32 @@ class Progress:
     epoch: int = 0
     """Epochs trained and evaluated."""
     best_top1: float = -1.0
+    best_epoch: int = 0
+    nan_steps: int = 0
+    """Steps left out because the loss or the gradients were not finite."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Facts:
+    """All of a checkpoint but its tensors."""
+
     config: TrainConfig
     input_spec: InputSpec
     structure: list[dict[str, Any]]
     """Changes to the network that its config names, in order; empty for a network as built."""
-    model: dict[str, Any]
-    ema: dict[str, Any] | None
-    optimizer: dict[str, Any]
     scaler: dict[str, Any]
     loader: LoaderState
     progress: Progress
     metrics: dict[str, float]
     """Of the last evaluation."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Facts):
+    model: dict[str, Any]
+    ema: dict[str, Any] | None
+    optimizer: dict[str, Any]
+    """By `<parameter>/<state>`, whatever the strategy."""
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -58,30 +72,66 @@ class Checkpoint:
         return self.ema if self.ema is not None else self.model
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write beside `path`, sync, rename: whatever happens, `path` is a whole checkpoint, the old or the new.
+
+    The old one is kept as `previous`, if that is given.
 
     Raises LabError where the disk is full.
     """
-    content = {
+    write_facts(
+        path,
+        facts_of(checkpoint)
+        | {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": checkpoint.optimizer},
+        previous,
+    )
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Raises UnreadableError where the file is missing, torn, or no checkpoint of ours."""
+    content = _read(path)
+    if "model" not in content:
+        raise UnreadableError(f"{path} holds the facts of a sharded checkpoint: give the {NAME} of its run")
+    facts = _facts(content)
+    return checkpoint_from(facts, content["model"], content["ema"], content["optimizer"])
+
+
+def facts_of(facts: Facts) -> dict[str, Any]:
+    """As plain types; :func:`read_facts` is the inverse."""
+    return {
         "format": FORMAT,
-        "config": as_dict(checkpoint.config),
-        "input_spec": checkpoint.input_spec.to_dict(),
-        "structure": checkpoint.structure,
-        "model": checkpoint.model,
-        "ema": checkpoint.ema,
-        "optimizer": checkpoint.optimizer,
-        "scaler": checkpoint.scaler,
-        "loader": dict(checkpoint.loader),
-        "progress": asdict(checkpoint.progress),
-        "metrics": checkpoint.metrics,
+        "config": as_dict(facts.config),
+        "input_spec": facts.input_spec.to_dict(),
+        "structure": facts.structure,
+        "scaler": facts.scaler,
+        "loader": dict(facts.loader),
+        "progress": asdict(facts.progress),
+        "metrics": facts.metrics,
     }
+
+
+def read_facts(path: Path) -> Facts:
+    """Of a file written by `save_checkpoint` or `write_facts`. Raises UnreadableError."""
+    return _facts(_read(path, mmap=True))
+
+
+def checkpoint_from(
+    facts: Facts, model: dict[str, Any], ema: dict[str, Any] | None, optimizer: dict[str, Any]
+) -> Checkpoint:
+    own = {field.name: getattr(facts, field.name) for field in fields(Facts)}
+    return Checkpoint(**own, model=model, ema=ema, optimizer=optimizer)
+
+
+def write_facts(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Beside `path`, synced, renamed. Raises LabError where the disk is full."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch's writer turns a full disk into a RuntimeError of its own.
@@ -94,30 +144,44 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Raises LabError where the file is missing, torn, or no checkpoint of ours."""
-    if not path.is_file():
-        raise LabError(f"no checkpoint {path}: give the {NAME} of a run folder")
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file a second name; it is there under its first one at every moment."""
+    temporary = previous.with_name(f".{previous.name}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, previous)
+
+
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        raise UnreadableError(f"no checkpoint {path}: give the {NAME} of a run folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise LabError(
+        raise UnreadableError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or not written by edgelab "
             f"({str(error).splitlines()[0][:160]}); use another checkpoint"
         ) from error
     if not isinstance(content, dict) or "format" not in content:
-        raise LabError(
+        raise UnreadableError(
             f"{path} holds no edgelab checkpoint; bare weights are not enough, train or resume a run"
         )
     if content["format"] != FORMAT:
-        raise LabError(f"{path} has format {content['format']}, this edgelab reads {FORMAT}: update edgelab")
-    return Checkpoint(
+        raise UnreadableError(
+            f"{path} has format {content['format']}, this edgelab reads {FORMAT}: "
+            "use the edgelab that wrote it"
+        )
+    return content
+
+
+def _facts(content: dict[str, Any]) -> Facts:
+    return Facts(
         config=from_dict(content["config"], TrainConfig),
         input_spec=InputSpec.from_dict(content["input_spec"]),
         structure=content["structure"],
-        model=content["model"],
-        ema=content["ema"],
-        optimizer=content["optimizer"],
         scaler=content["scaler"],
         loader=LoaderState(position=content["loader"]["position"], num_steps=content["loader"]["num_steps"]),
         progress=Progress(**content["progress"]),
@@ -144,7 +208,7 @@ def restore_model(checkpoint: Checkpoint) -> nn.Module:
 # What may change when a run goes on: where it runs and how it is watched, not what it computes.
 _FREE = frozenset(
     {
-        "run_dir", "resume", "name", "device", "compile", "loader", "strategy",
+        "run_dir", "resume", "name", "processes", "device", "compile", "loader", "strategy",
         "log_every", "checkpoint_every", "checkpoint_epochs",
     }
 )  # fmt: skip

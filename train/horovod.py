@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,8 +19,10 @@ from torch import nn
 
 from configs.schema import StrategyConfig
 from deploy.errors import LabError
+from train.group import MARGIN_S
 from train.ranks import Ranks
-from train.strategy import first_for_all
+from train.strategy import Tensors, first_for_all, replica_backward, replica_logits
+from train.task import Criterion
 
 T = TypeVar("T")
 
@@ -29,9 +30,14 @@ T = TypeVar("T")
 class Horovod:
     """The optimiser stays torch's own, so that a checkpoint may be continued with any strategy."""
 
-    def __init__(self, ranks: Ranks, device: torch.device, config: StrategyConfig) -> None:
+    sharded = False
+
+    def __init__(self, ranks: Ranks, device: torch.device, precision: str, config: StrategyConfig) -> None:
         self.ranks = ranks
         self.device = device
+        self.precision = precision
+        self.replica = ranks.rank
+        self.replicas = ranks.world
         self._hvd = _start(config.timeout_s)
         if device.type == "cuda":
             if not self._hvd.nccl_built():
@@ -44,7 +50,10 @@ class Horovod:
         self._compression = self._hvd.Compression.fp16 if halves else self._hvd.Compression.none
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._waiting: list[Callable[[], None]] = []
-        self._exchanges = True
+        self._exchanges = False
+
+    def shard(self, model: nn.Module) -> None:
+        pass
 
     def prepare(self, model: nn.Module) -> nn.Module:
         self._broadcast(model.state_dict())
@@ -57,21 +66,29 @@ class Horovod:
         ]
         return model
 
-    @contextmanager
-    def accumulating(self, prepared: nn.Module) -> Iterator[None]:
-        self._exchanges = False
-        try:
-            yield
-        finally:
-            self._exchanges = True
+    def backward(
+        self,
+        prepared: nn.Module,
+        images: torch.Tensor,
+        criterion: Criterion,
+        scaler: torch.amp.GradScaler,
+        *,
+        share: float,
+        exchange: bool,
+    ) -> torch.Tensor:
+        self._exchanges = exchange
+        loss = replica_backward(self, prepared, images, criterion, scaler, share)
+        if exchange:
+            self._finish()
+        return loss
+
+    def logits(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return replica_logits(self, network, images)
 
     def _send(self, name: str, parameter: torch.Tensor) -> None:
         """Start to average a gradient as soon as the backward pass has made it."""
         if not self._exchanges:
             return
-        if not self._waiting:
-            # At the end of this backward pass, as torch's own DDP does it.
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         assert parameter.grad is not None
         gradient = in_memory_order(parameter.grad)
         sent, context = self._compression.compress(gradient)
@@ -106,9 +123,17 @@ class Horovod:
         total: torch.Tensor = self._hvd.allreduce(values, name="sum", op=self._hvd.Sum)
         return total
 
+    def sum_parts(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
     def any(self, flag: bool) -> bool:
-        votes = torch.tensor([flag, _members.changed], dtype=torch.int32)
-        stop, changed = self._hvd.allreduce(votes, name="any", op=self._hvd.Sum).tolist()
+        votes = self._hvd.allreduce(torch.tensor([int(flag)]), name="any", op=self._hvd.Sum)
+        return bool(votes.item())
+
+    def stops(self, requested: bool) -> bool:
+        votes = torch.tensor([requested, _members.changed], dtype=torch.int32)
+        stop, changed = self._hvd.allreduce(votes, name="stops", op=self._hvd.Sum).tolist()
+        # A request ends the run, whoever else comes.
         _members.regroup = bool(changed and not stop)
         return bool(stop or changed)
 
@@ -116,6 +141,13 @@ class Horovod:
         return first_for_all(
             work, self.ranks, lambda outcome: self._hvd.broadcast_object(outcome, root_rank=0, name="outcome")
         )
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        parts = self._hvd.allgather(values[None], name="gather")
+        return list(parts) if self.ranks.is_first else None
+
+    def whole(self, tensors: Tensors) -> Tensors:
+        return tensors
 
     def close(self) -> None:
         self._hvd.shutdown()
@@ -179,6 +211,8 @@ def run_elastic(config: StrategyConfig, story: Callable[[Ranks], T]) -> T:
     @hvd.elastic.run  # type: ignore[untyped-decorator,unused-ignore]
     def turn(members: _Members) -> T:
         ranks = Ranks(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size(), launched=True, horovod=True)
+        # Whoever is rank 0 now is the one that tells a mistake.
+        os.environ["HOROVOD_RANK"] = str(ranks.rank)
         if members.news and ranks.is_first:
             # Not by the log: who is rank 0 now may have been another rank when that was set up.
             print(f"{members.news}: {ranks.world} go on from the last checkpoint", file=sys.stderr)
@@ -199,8 +233,8 @@ def run_elastic(config: StrategyConfig, story: Callable[[Ranks], T]) -> T:
 
 def _start(timeout_s: float) -> Any:
     """`horovod.torch`, initialised. Raises LabError where it is absent."""
-    # A rank that is gone is seen at once; one that hangs, after this time.
-    os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(math.ceil(timeout_s))
+    # A rank that is gone is seen at once. Where one hangs, the watchdog is to leave its stacks before this.
+    os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(math.ceil(timeout_s + MARGIN_S))
     try:
         import horovod.torch as hvd  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:

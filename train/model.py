@@ -7,6 +7,8 @@ from typing import cast
 
 import torchvision
 from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from configs.schema import ModelConfig
 from deploy.errors import LabError
@@ -43,6 +45,26 @@ def build_model(config: ModelConfig, num_classes: int, *, load_pretrained: bool 
     if load_pretrained and config.pretrained:
         _load_imagenet_weights(model, config.name, num_classes)
     return model
+
+
+def residual_blocks(model: nn.Module) -> list[nn.Module]:
+    """In the order of the network."""
+    kinds = (BasicBlock, Bottleneck, InvertedResidual)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def in_sequence(model: nn.Module) -> list[nn.Module]:
+    """Modules of the network, one after the other the same function as its forward."""
+    parts = dict(model.named_children())
+    if "fc" not in parts:
+        pool = nn.AdaptiveAvgPool2d(1)
+        return [
+            *cast(nn.Sequential, parts["features"]),
+            nn.Sequential(pool, nn.Flatten(), parts["classifier"]),
+        ]
+    stem = nn.Sequential(*(parts[name] for name in ("conv1", "bn1", "relu", "maxpool")))
+    head = nn.Sequential(parts["avgpool"], nn.Flatten(), parts["fc"])
+    return [stem, *residual_blocks(model), head]
 
 
 def count_parameters(model: nn.Module) -> int:

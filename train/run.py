@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -14,25 +15,37 @@ import torch
 from configs.load import to_yaml
 from configs.schema import TrainConfig
 from data.build import build_loader
+from data.index import Index, class_counts
+from data.loader import Loader
 from data.plan import EvalPlan, TrainPlan
-from data.prepare import Splits, input_spec, prepare
+from data.prepare import Splits, input_spec, prepare, resplit
+from data.sampling import sampling_lines
 from deploy.errors import LabError
+from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
-from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, require_same_run, save_checkpoint
+from train.checkpoint import Checkpoint, Progress, require_same_run
 from train.ema import Ema
-from train.loop import Job, Training, choose_precision, classification_loss, evaluate, train_epoch
+from train.loop import Job, Training, evaluate, train_epoch
+from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
+from train.precision import choose_precision
 from train.ranks import Ranks, choose_device
+from train.result import Result, keep_result
+from train.saves import Saves, checkpoints, saved_config
+from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
+from train.task import classification
+from train.watchdog import Watchdog
 
 BEST = "best.pt"
 
 
 def run(config: TrainConfig) -> dict[str, float]:
     """Train as the config says; the metrics of the last evaluation. Raises LabError for a user's mistake."""
+    require_resume(config)
     if not config.strategy.elastic:
         return run_on(config, Ranks.from_environ())
     from train.horovod import run_elastic
@@ -48,14 +61,13 @@ def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
     # The sizes of the images never change, so the search for the fastest kernels pays after a few steps.
     torch.backends.cudnn.benchmark = True
-    precision = choose_precision(config.precision, device)
-    strategy = build_strategy(config.strategy, ranks, device)
+    strategy = build_strategy(config.strategy, ranks, device, choose_precision(config.precision, device))
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
     try:
         # Closed on an error too: an elastic run goes on in this process after one.
         with ExitStack() as resources:
-            metrics = _train(config, run_dir, strategy, precision, resources)
+            metrics = _train(config, run_dir, strategy, resources)
     except BaseException as error:
         # No farewell to the other ranks: they may be waiting for this one, and the launcher ends them.
         log_file.error("%s", error, exc_info=True)
@@ -69,14 +81,14 @@ def open_run_dir(config: TrainConfig) -> Path:
     if config.run_dir is None:
         return _new_run_dir(f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}")
     run_dir = Path(config.run_dir)
-    checkpoint = run_dir / NAME
-    if checkpoint.exists() and not config.resume:
+    if checkpoints(run_dir) and not config.resume:
         raise LabError(
             f"run_dir={run_dir} holds a checkpoint already: go on from it with resume=true, "
             "or give another run_dir"
         )
-    if checkpoint.exists():
-        require_same_run(load_checkpoint(checkpoint).config, config)
+    saved = saved_config(run_dir)
+    if saved is not None:
+        require_same_run(saved, config)
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 
@@ -93,95 +105,66 @@ def _new_run_dir(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _train(
-    config: TrainConfig, run_dir: Path, strategy: Strategy, precision: str, resources: ExitStack
-) -> dict[str, float]:
+def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: ExitStack) -> dict[str, float]:
     ranks, device = strategy.ranks, strategy.device
-
     splits = _prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
-    train_plan = TrainPlan(
-        splits.train,
-        spec,
-        config.data.augment,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
-        rank=ranks.rank,
-        world=ranks.world,
-        seed=config.seed,
-    )
-    eval_plan = EvalPlan(
-        splits.val, spec, batch_size=train_plan.batch_size, rank=ranks.rank, world=ranks.world
-    )
-    loader_for = partial(
-        build_loader,
-        config.loader,
-        spec=spec,
-        device=device,
-        channels_last=config.channels_last,
-        local_world=ranks.local_world,
-    )
-    train_loader = resources.enter_context(closing(loader_for(train_plan)))
-    eval_loader = resources.enter_context(closing(loader_for(eval_plan)))
+    plan = _train_plan(config, splits.train, spec, strategy)
+    loaders = _open_loaders(config, splits, plan, strategy)
+    for loader in loaders:
+        resources.callback(loader.close)
+    training, saves, metrics = _begin(config, run_dir, spec, strategy, loaders[0])
+    progress = training.progress
+    monitor = Monitor(run_dir, progress.step, ranks.is_first)
+    resources.callback(monitor.close)
 
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, spec.num_classes, load_pretrained=True).to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(config.optim, model)
-    ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    progress = Progress()
-    metrics: dict[str, float] = {}
-
-    if (run_dir / NAME).exists():
-        saved = load_checkpoint(run_dir / NAME)
-        model.load_state_dict(saved.model)
-        if ema is not None and saved.ema is not None:
-            ema.model.load_state_dict(saved.ema)
-        optimizer.load_state_dict(saved.optimizer)
-        scaler.load_state_dict(saved.scaler)
-        train_loader.load_state_dict(saved.loader)
-        progress, metrics = saved.progress, saved.metrics
-        log.info("resumed from %s at step %d", run_dir / NAME, progress.step)
-
-    if config.compile:
-        model.compile()
-    training = Training(model, strategy.prepare(model), optimizer, scaler, ema, progress)
-    monitor = resources.enter_context(closing(Monitor(run_dir, progress.step, ranks.is_first)))
-
-    def save(name: str = NAME) -> None:
-        if not ranks.is_first:
-            return
-        checkpoint = Checkpoint(
+    def checkpoint() -> Checkpoint:
+        return Checkpoint(
             config=config,
             input_spec=spec,
             structure=[],
-            model=model.state_dict(),
-            ema=ema.model.state_dict() if ema is not None else None,
-            optimizer=optimizer.state_dict(),
-            scaler=scaler.state_dict(),
-            loader=train_loader.state_dict(),
+            scaler=training.scaler.state_dict(),
+            loader=loaders[0].state_dict(),
             progress=progress,
             metrics=metrics,
+            model=training.model.state_dict(),
+            ema=training.ema.model.state_dict() if training.ema is not None else None,
+            optimizer=optimizer_tensors(training.optimizer, training.model),
         )
-        save_checkpoint(run_dir / name, checkpoint)
 
     log.info(
         "%s: %s (%.1f M parameters), %d classes, %d + %d images, batch %d over %d rank(s) on %s in %s",
-        run_dir, config.model.name, count_parameters(model) / 1e6, spec.num_classes,
-        len(splits.train), len(splits.val), config.batch_size, ranks.world, device.type, precision,
+        run_dir, config.model.name, count_parameters(training.model) / 1e6, spec.num_classes,
+        len(splits.train), len(splits.val), config.batch_size, ranks.world, device.type, strategy.precision,
     )  # fmt: skip
-    with own_mistakes(ranks.rank), StopRequest() as stop, progress_bar(config.name, ranks.is_first) as show:
-        job = Job(config, spec, precision, strategy, classification_loss(config), monitor, stop, save, show)
+    rank_log = run_dir / "logs" / f"rank{ranks.rank}.log"
+    with (
+        own_mistakes(ranks.rank),
+        StopRequest(rank_log) as stop,
+        Watchdog(config.strategy.timeout_s, rank_log) as watchdog,
+        progress_bar(config.name, ranks.is_first) as show,
+    ):
+        job = Job(
+            config=config,
+            run_dir=run_dir,
+            spec=spec,
+            strategy=strategy,
+            task=classification(config, class_counts(splits.train), device),
+            files_of=plan.files_of,
+            monitor=monitor,
+            stop=stop,
+            watchdog=watchdog,
+            save=lambda: saves.save(checkpoint()),
+            show=show,
+        )
         if progress.epoch == config.epochs:
             log.info("this run is complete: all %d epochs are done", config.epochs)
-        while progress.epoch < config.epochs:
-            finished = train_epoch(training, train_loader, job)
-            result = evaluate(training.evaluated, eval_loader, job) if finished else None
+        while progress.epoch < config.epochs and not _has_stalled(config, progress, strategy):
+            finished = train_epoch(training, loaders[0], job)
+            result = evaluate(training.evaluated, loaders[1], job) if finished else None
             if result is None:
                 stop.acknowledge()
-                save()
+                saves.save(checkpoint())
                 log.info("stopped as asked, saved at step %d; go on with resume=true", progress.step)
                 break
             progress.epoch += 1
@@ -191,12 +174,94 @@ def _train(
                 "epoch %d of %d  top-1 %.2f %%  loss %.4f",
                 progress.epoch, config.epochs, 100 * result.top1, result.loss,
             )  # fmt: skip
-            if result.top1 > progress.best_top1:
-                progress.best_top1 = result.top1
-                save(BEST)
+            if result.top1 > progress.best_top1 + config.early_stop.min_delta or progress.best_epoch == 0:
+                progress.best_top1, progress.best_epoch = result.top1, progress.epoch
+                saves.export(checkpoint(), BEST)
+            cycle = config.epochs // config.optim.cycles
+            if config.optim.cycles > 1 and progress.epoch % cycle == 0:
+                saves.export(checkpoint(), f"snapshot-{progress.epoch // cycle}.pt")
             if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
-                save()
+                saves.save(checkpoint())
+        else:
+            saves.finish(checkpoint())
+            if ranks.is_first:
+                keep_result(run_dir, Result(config, metrics))
     return metrics
+
+
+def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
+    return TrainPlan(
+        index,
+        spec,
+        config.data.augment,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        rank=strategy.replica,
+        world=strategy.replicas,
+        seed=config.seed,
+        sampling=config.sampling,
+        progressive=config.data.input.progressive,
+    )
+
+
+def _open_loaders(
+    config: TrainConfig, splits: Splits, plan: TrainPlan, strategy: Strategy
+) -> tuple[Loader, Loader]:
+    """For training and for evaluation."""
+    spec = input_spec(config.data, splits.train.class_names)
+    eval_plan = EvalPlan(
+        splits.val, spec, batch_size=plan.batch_size, rank=strategy.replica, world=strategy.replicas
+    )
+    loader_for = partial(
+        build_loader,
+        config.loader,
+        spec=spec,
+        device=strategy.device,
+        channels_last=config.channels_last,
+        local_world=strategy.ranks.local_world,
+    )
+    return loader_for(plan), loader_for(eval_plan)
+
+
+def _begin(
+    config: TrainConfig, run_dir: Path, spec: InputSpec, strategy: Strategy, loader: Loader
+) -> tuple[Training, Saves, dict[str, float]]:
+    """The network and all that trains it, as new or as the last checkpoint has it, and its metrics."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, spec.num_classes, load_pretrained=True).to(strategy.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model) if config.ema_decay else None
+    strategy.shard(model)
+    if average is not None:
+        strategy.shard(average)
+    optimizer = build_optimizer(config.optim, model)
+    scaler = torch.amp.GradScaler(strategy.device.type, enabled=strategy.precision == "fp16")
+    saves = Saves(run_dir, strategy)
+    saved = saves.restore(model, average, optimizer)
+    if saved is not None:
+        scaler.load_state_dict(saved.scaler)
+        loader.load_state_dict(saved.loader)
+        log.info("resumed from %s at step %d", run_dir, saved.progress.step)
+    ema = Ema(average, model, config.ema_decay) if average is not None else None
+    if config.compile:
+        model.compile()
+    progress, metrics = (saved.progress, saved.metrics) if saved is not None else (Progress(), {})
+    return Training(model, strategy.prepare(model), optimizer, scaler, ema, progress), saves, metrics
+
+
+def _has_stalled(config: TrainConfig, progress: Progress, strategy: Strategy) -> bool:
+    """Whether the score has not risen for early_stop.patience epochs: rank 0 decides for all."""
+    patience = config.early_stop.patience
+    stalled = strategy.ranks.is_first and 0 < patience <= progress.epoch - progress.best_epoch
+    if not strategy.any(stalled):
+        return False
+    log.info(
+        "stopped early: no better epoch than %d in the last %d (early_stop.patience)",
+        progress.best_epoch,
+        patience,
+    )
+    return True
 
 
 def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:
@@ -205,8 +270,13 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
 
     def work() -> None:
         with progress_bar("checking images", enabled=True) as show:
-            prepare(config.data, folder, log.info, show).save(folder)
+            splits = prepare(config.data, folder, log.info, show)
+        if config.cv.fold is not None:
+            splits = resplit(splits, config.cv.folds, config.cv.fold, config.cv.stratified, config.seed)
+        for line in sampling_lines(config.sampling, splits.train, config.seed):
+            log.info("%s", line)
+        splits.save(folder)
         (run_dir / "config.yaml").write_text(to_yaml(config))
 
     strategy.on_first(work)
-    return Splits.load(folder)
+    return load_shared(folder, strategy.ranks.rank)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
+
+from train.watchdog import dump_stacks
 
 GRACE_S = 12.0
 """A rank whose peer is gone hangs in a collective. It must be over well within the 30 s after which torchrun
@@ -20,11 +22,12 @@ class StopRequest:
 
     Python runs a signal handler only between byte codes, so a process inside a collective never hears it. The
     interpreter does write a byte to a file descriptor at once; a thread that waits there ends the process if
-    the loop has not called `acknowledge` within GRACE_S.
+    the loop has not called `acknowledge` within GRACE_S, its stacks in `log`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
         self.requested = False
+        self._log = log
         self._acknowledged = threading.Event()
 
     def acknowledge(self) -> None:
@@ -57,10 +60,7 @@ class StopRequest:
         else:
             return
         if not self._acknowledged.wait(GRACE_S):
-            print(
-                f"error: SIGTERM, but the loop did not come round within {GRACE_S:g} s (a lost rank?); "
-                "the last checkpoint stands",
-                file=sys.stderr,
-                flush=True,
+            dump_stacks(
+                self._log, f"SIGTERM, but the loop did not come round within {GRACE_S:g} s (a lost rank?)"
             )
             os._exit(1)

@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from configs.schema import StrategyConfig
 from deploy.errors import LabError
+from train.precision import autocast
 from train.ranks import Ranks
+from train.task import Criterion
 
 T = TypeVar("T")
+Tensors = dict[str, torch.Tensor]
 LAUNCHERS = {
-    "ddp": "torchrun --standalone --nproc-per-node=2",
-    "horovod": "horovodrun --gloo -np 2 python",
+    "torchrun": "torchrun --standalone --nproc-per-node=2",
+    "horovodrun": "horovodrun --gloo -np 2 python",
 }
-"""The commands that start the ranks of a strategy."""
+"""How each starts two ranks."""
 
 
 class Strategy(Protocol):
     ranks: Ranks
     device: torch.device
+    precision: str
+    """fp32, bf16 or fp16: of autocast."""
+    replica: int
+    """Which share of a batch this rank trains on, of how many."""
+    replicas: int
+    sharded: bool
+    """Whether each rank holds, and saves, a part of every tensor only."""
+
+    def shard(self, model: nn.Module) -> None:
+        """Leave on this rank what it is to keep of the network; before the optimiser is built."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The module that the loop calls; its parameters are those of `model`, equal on all ranks."""
+        """The module that the loop calls; its parameters are those of `model`, equal on all ranks.
 
-    def accumulating(self, prepared: nn.Module) -> AbstractContextManager[None]:
-        """Around a backward pass whose gradients need not be exchanged yet."""
+        Called anew where `requires_grad` of a parameter has changed.
+        """
+
+    def backward(
+        self,
+        prepared: nn.Module,
+        images: torch.Tensor,
+        criterion: Criterion,
+        scaler: torch.amp.GradScaler,
+        *,
+        share: float,
+        exchange: bool,
+    ) -> torch.Tensor:
+        """Forward and backward of `share` x the loss, which is returned, detached.
+
+        After a call with `exchange` the gradients of all calls since the last such call are those of the
+        global batch on every rank.
+        """
+
+    def logits(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Forward of what `shard` or `prepare` returned, for evaluation; on every rank."""
 
     def align(self, model: nn.Module) -> None:
         """Give every rank rank 0's buffers (BatchNorm's statistics), before evaluation."""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over all ranks, elementwise; on every rank."""
+        """Over the replicas, elementwise; on every rank."""
+
+    def sum_parts(self, values: torch.Tensor) -> torch.Tensor:
+        """Over the parts of the network that different ranks hold; on every rank."""
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; the same answer on every rank."""
 
+    def stops(self, requested: bool) -> bool:
+        """Whether all stop here and save: a rank was asked to, or the ranks are about to change."""
+
     def on_first(self, work: Callable[[], T]) -> T:
         """Rank 0 works, the others wait, however long; every rank gets the result or the error."""
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        """The replicas' values of equal shape, in order, on rank 0; None elsewhere."""
+
+    def whole(self, tensors: Tensors) -> Tensors:
+        """Every tensor of the network whole on the CPU, by name, on rank 0; called on every rank with its own
+        part of them. Other ranks get what they need not use."""
 
     def close(self) -> None: ...
 
@@ -52,15 +93,33 @@ class Strategy(Protocol):
 class Single:
     """One process."""
 
-    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+    replica, replicas, sharded = 0, 1, False
+
+    def __init__(self, ranks: Ranks, device: torch.device, precision: str) -> None:
         self.ranks = ranks
         self.device = device
+        self.precision = precision
+
+    def shard(self, model: nn.Module) -> None:
+        pass
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return model
 
-    def accumulating(self, prepared: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext()
+    def backward(
+        self,
+        prepared: nn.Module,
+        images: torch.Tensor,
+        criterion: Criterion,
+        scaler: torch.amp.GradScaler,
+        *,
+        share: float,
+        exchange: bool,
+    ) -> torch.Tensor:
+        return replica_backward(self, prepared, images, criterion, scaler, share)
+
+    def logits(self, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return replica_logits(self, network, images)
 
     def align(self, model: nn.Module) -> None:
         pass
@@ -68,67 +127,48 @@ class Single:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
+    def sum_parts(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
     def any(self, flag: bool) -> bool:
         return flag
 
+    def stops(self, requested: bool) -> bool:
+        return requested
+
     def on_first(self, work: Callable[[], T]) -> T:
         return work()
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        return [values]
+
+    def whole(self, tensors: Tensors) -> Tensors:
+        return tensors
 
     def close(self) -> None:
         pass
 
 
-class DDP:
-    """A replica on every rank, gradients averaged: NCCL between GPUs, gloo between CPUs."""
+def replica_backward(
+    strategy: Strategy,
+    prepared: nn.Module,
+    images: torch.Tensor,
+    criterion: Criterion,
+    scaler: torch.amp.GradScaler,
+    share: float,
+) -> torch.Tensor:
+    """`Strategy.backward` where every rank holds the whole network while it computes."""
+    with autocast(strategy.device, strategy.precision):
+        loss = criterion(prepared(images), slice(None)) * share
+    scaler.scale(loss).backward()
+    return loss.detach()
 
-    def __init__(self, ranks: Ranks, device: torch.device, timeout_s: float) -> None:
-        self.ranks = ranks
-        self.device = device
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(device)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            timeout=timedelta(seconds=timeout_s),
-            device_id=device if on_gpu else None,
-        )
-        # Python objects and flags go over gloo: off the GPU, and free to wait while rank 0 checks a data set.
-        self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        on_gpu = self.device.type == "cuda"
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.device.index] if on_gpu else None,
-            gradient_as_bucket_view=True,
-        )
-
-    def accumulating(self, prepared: nn.Module) -> AbstractContextManager[None]:
-        return cast(AbstractContextManager[None], cast(DistributedDataParallel, prepared).no_sync())
-
-    def align(self, model: nn.Module) -> None:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    def any(self, flag: bool) -> bool:
-        votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, group=self._control)
-        return bool(votes.item())
-
-    def on_first(self, work: Callable[[], T]) -> T:
-        def broadcast(outcome: list[Any]) -> list[Any]:
-            dist.broadcast_object_list(outcome, src=0, group=self._control)
-            return outcome
-
-        return first_for_all(work, self.ranks, broadcast)
-
-    def close(self) -> None:
-        dist.destroy_process_group()
+def replica_logits(strategy: Strategy, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """`Strategy.logits`, as above."""
+    with autocast(strategy.device, strategy.precision):
+        logits: torch.Tensor = network(images)
+    return logits
 
 
 def first_for_all(work: Callable[[], T], ranks: Ranks, broadcast: Callable[[list[Any]], list[Any]]) -> T:
@@ -149,7 +189,7 @@ def first_for_all(work: Callable[[], T], ranks: Ranks, broadcast: Callable[[list
     return cast(T, outcome[0])
 
 
-def build_strategy(config: StrategyConfig, ranks: Ranks, device: torch.device) -> Strategy:
+def build_strategy(config: StrategyConfig, ranks: Ranks, device: torch.device, precision: str) -> Strategy:
     """The strategy that the config names. Raises LabError where it does not fit the launcher."""
     name = config.name
     if name == "auto":
@@ -159,14 +199,33 @@ def build_strategy(config: StrategyConfig, ranks: Ranks, device: torch.device) -
             f"strategy=single, but {ranks.world} processes were started, which would train apart: "
             "use strategy=auto, or one process"
         )
+    if name == "single":
+        return Single(ranks, device, precision)
     launcher = "horovodrun" if ranks.horovod else "torchrun" if ranks.launched else "no launcher"
-    if name != "single" and launcher != LAUNCHERS[name].split()[0]:
+    needed = "horovodrun" if name == "horovod" else "torchrun"
+    if launcher != needed:
         raise LabError(
             f"strategy={name}, but {launcher} started this process: "
-            f"{LAUNCHERS[name]} -m train strategy={name} ..."
+            f"{LAUNCHERS[needed]} -m train strategy={name} ..."
         )
+    # Imported here, so that a run needs only what its own strategy needs.
+    if name == "ddp":
+        from train.ddp import DDP
+
+        return DDP(ranks, device, precision, config.timeout_s)
     if name == "horovod":
         from train.horovod import Horovod
 
-        return Horovod(ranks, device, config)
-    return Single(ranks, device) if name == "single" else DDP(ranks, device, config.timeout_s)
+        return Horovod(ranks, device, precision, config)
+    if precision == "fp16":
+        raise LabError(
+            f"precision=fp16 scales its gradients by the whole network, which strategy={name} splits: "
+            "use precision=bf16 or fp32, or strategy=ddp"
+        )
+    if name == "fsdp":
+        from train.fsdp import FSDP
+
+        return FSDP(ranks, device, precision, config.timeout_s)
+    from train.pipeline import Pipeline
+
+    return Pipeline(ranks, device, precision, config.timeout_s, config.microbatches)

@@ -1,0 +1,76 @@
+"""What strategies over torch.distributed share: the process group, votes and words between the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from train.ranks import Ranks
+from train.strategy import first_for_all
+
+T = TypeVar("T")
+MARGIN_S = 30.0
+"""The collectives give up so much later than the watchdog, which leaves the stacks of every rank."""
+
+
+class Group:
+    """All ranks of the launcher: NCCL between GPUs, gloo between CPUs."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, precision: str, timeout_s: float) -> None:
+        self.ranks = ranks
+        self.device = device
+        self.precision = precision
+        self.replica = ranks.rank
+        self.replicas = ranks.world
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=timeout_s + MARGIN_S),
+            device_id=device if on_gpu else None,
+        )
+        # Python objects and flags go over gloo: off the GPU, and free to wait while rank 0 checks a data set.
+        self.control: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        # A vote is short, and must not wait a day for a rank whose machine is gone.
+        self._votes: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + MARGIN_S))
+
+    def shard(self, model: nn.Module) -> None:
+        pass
+
+    def align(self, model: nn.Module) -> None:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, group=self._votes)
+        return bool(votes.item())
+
+    def stops(self, requested: bool) -> bool:
+        return self.any(requested)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        def broadcast(outcome: list[Any]) -> list[Any]:
+            dist.broadcast_object_list(outcome, src=0, group=self.control)
+            return outcome
+
+        return first_for_all(work, self.ranks, broadcast)
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        parts = [torch.empty_like(values) for _ in range(self.ranks.world)] if self.ranks.is_first else None
+        dist.gather(values, parts)
+        return parts
+
+    def close(self) -> None:
+        dist.destroy_process_group()
