@@ -103,13 +103,32 @@ class AugmentConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class StorageConfig:
+    """How images in an object store or in shards are reached."""
+
+    retries: Count
+    """Further tries after a request that failed: refused, too slow, cut off or short."""
+    backoff_s: PositiveFloat
+    """Before the second try; doubled before each further one, up to half a minute."""
+    timeout_s: PositiveFloat
+    """Of one try to read one image, or one part of a shard."""
+    concurrency: PositiveInt
+    """Requests at a time of one process."""
+    cache_gib: PositiveFloat
+    """Of shards below `cache_dir`; more are kept only while all are in use."""
+    shuffle_shards: PositiveInt
+    """Shards that are mixed at a time when training reads shards."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class _Data:
     input: InputConfig
     augment: AugmentConfig
+    storage: StorageConfig
     on_bad: Literal["stop", "quarantine"]
     """What to do with images that do not decode: stop with a list of them, or leave them out and say so."""
     cache_dir: str
-    """Results of the check and converted copies of images; safe to delete."""
+    """Results of the check, converted copies of images and shards that were downloaded; safe to delete."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -122,6 +141,7 @@ class DigitsConfig(_Data):
 class ImageFolderConfig(_Data):
     name: Literal["image_folder"]
     root: str
+    """A folder or a URL such as s3://bucket/photos."""
     train_split: str
     """Folder below `root` with a folder a class. Where `root` itself holds the class folders, both splits
     are cut from it."""
@@ -195,8 +215,17 @@ class ManifestConfig(_Data):
     """Of a training image; impute: the median of its class."""
 
 
+@dataclass(config=_CLOSED, frozen=True)
+class ShardsConfig(_Data):
+    name: Literal["shards"]
+    root: str
+    """A folder or a URL that `python -m data.shards` wrote."""
+    val_root: str | None
+    """Where the validation shards are, if not below `root`."""
+
+
 DataConfig = Annotated[
-    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig,
+    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig | ShardsConfig,
     Field(discriminator="name"),
 ]
 
@@ -253,6 +282,19 @@ SamplingConfig = Annotated[
     ShuffleConfig | BalancedConfig | WeightedConfig | OverConfig | UnderConfig | BootstrapConfig,
     Field(discriminator="name"),
 ]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class WriteShardsConfig:
+    """`python -m data.shards`."""
+
+    out: str
+    """A folder or a URL for the shards."""
+    shard_mib: PositiveInt
+    """Images of one shard, MiB; a larger image has a shard of its own."""
+    seed: Seed
+    """Of the order in which the images are dealt to the shards."""
+    data: DataConfig
 
 
 @dataclass(config=_CLOSED, frozen=True)

@@ -25,22 +25,20 @@ from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
 from train.ema import Ema
-from train.loop import Job, Training, evaluate, train_epoch
+from train.fit import fit
+from train.loop import Job, Training
 from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.precision import choose_precision
 from train.ranks import Ranks, choose_device
-from train.result import Result, keep_result
 from train.saves import Saves, checkpoints, saved_config
 from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
 from train.task import classification
 from train.watchdog import Watchdog
-
-BEST = "best.pt"
 
 
 def run(config: TrainConfig) -> dict[str, float]:
@@ -106,16 +104,16 @@ def _new_run_dir(name: str) -> Path:
 
 
 def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: ExitStack) -> dict[str, float]:
-    ranks, device = strategy.ranks, strategy.device
     splits = _prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
     plan = _train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
     for loader in loaders:
         resources.callback(loader.close)
-    training, saves, metrics = _begin(config, run_dir, spec, strategy, loaders[0])
-    progress = training.progress
-    monitor = Monitor(run_dir, progress.step, ranks.is_first)
+    saves = Saves(run_dir, strategy)
+    training = _begin(config, spec, strategy, saves, loaders[0])
+    ranks = strategy.ranks
+    monitor = Monitor(run_dir, training.progress.step, ranks.is_first)
     resources.callback(monitor.close)
 
     def checkpoint() -> Checkpoint:
@@ -125,8 +123,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
             structure=[],
             scaler=training.scaler.state_dict(),
             loader=loaders[0].state_dict(),
-            progress=progress,
-            metrics=metrics,
+            progress=training.progress,
+            metrics=training.metrics,
             model=training.model.state_dict(),
             ema=training.ema.model.state_dict() if training.ema is not None else None,
             optimizer=optimizer_tensors(training.optimizer, training.model),
@@ -135,7 +133,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
     log.info(
         "%s: %s (%.1f M parameters), %d classes, %d + %d images, batch %d over %d rank(s) on %s in %s",
         run_dir, config.model.name, count_parameters(training.model) / 1e6, spec.num_classes,
-        len(splits.train), len(splits.val), config.batch_size, ranks.world, device.type, strategy.precision,
+        len(splits.train), len(splits.val), config.batch_size, ranks.world, strategy.device.type,
+        strategy.precision,
     )  # fmt: skip
     rank_log = run_dir / "logs" / f"rank{ranks.rank}.log"
     with (
@@ -149,7 +148,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
             run_dir=run_dir,
             spec=spec,
             strategy=strategy,
-            task=classification(config, class_counts(splits.train), device),
+            task=classification(config, class_counts(splits.train), strategy.device),
             files_of=plan.files_of,
             monitor=monitor,
             stop=stop,
@@ -157,36 +156,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
             save=lambda: saves.save(checkpoint()),
             show=show,
         )
-        if progress.epoch == config.epochs:
-            log.info("this run is complete: all %d epochs are done", config.epochs)
-        while progress.epoch < config.epochs and not _has_stalled(config, progress, strategy):
-            finished = train_epoch(training, loaders[0], job)
-            result = evaluate(training.evaluated, loaders[1], job) if finished else None
-            if result is None:
-                stop.acknowledge()
-                saves.save(checkpoint())
-                log.info("stopped as asked, saved at step %d; go on with resume=true", progress.step)
-                break
-            progress.epoch += 1
-            metrics = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-            monitor.eval(progress.step, progress.epoch, result, spec.class_names)
-            log.info(
-                "epoch %d of %d  top-1 %.2f %%  loss %.4f",
-                progress.epoch, config.epochs, 100 * result.top1, result.loss,
-            )  # fmt: skip
-            if result.top1 > progress.best_top1 + config.early_stop.min_delta or progress.best_epoch == 0:
-                progress.best_top1, progress.best_epoch = result.top1, progress.epoch
-                saves.export(checkpoint(), BEST)
-            cycle = config.epochs // config.optim.cycles
-            if config.optim.cycles > 1 and progress.epoch % cycle == 0:
-                saves.export(checkpoint(), f"snapshot-{progress.epoch // cycle}.pt")
-            if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
-                saves.save(checkpoint())
-        else:
-            saves.finish(checkpoint())
-            if ranks.is_first:
-                keep_result(run_dir, Result(config, metrics))
-    return metrics
+        fit(training, loaders, splits, job, saves, checkpoint)
+    return training.metrics
 
 
 def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
@@ -201,6 +172,7 @@ def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: St
         seed=config.seed,
         sampling=config.sampling,
         progressive=config.data.input.progressive,
+        shuffle_shards=config.data.storage.shuffle_shards,
     )
 
 
@@ -219,14 +191,15 @@ def _open_loaders(
         device=strategy.device,
         channels_last=config.channels_last,
         local_world=strategy.ranks.local_world,
+        data=config.data,
     )
     return loader_for(plan), loader_for(eval_plan)
 
 
 def _begin(
-    config: TrainConfig, run_dir: Path, spec: InputSpec, strategy: Strategy, loader: Loader
-) -> tuple[Training, Saves, dict[str, float]]:
-    """The network and all that trains it, as new or as the last checkpoint has it, and its metrics."""
+    config: TrainConfig, spec: InputSpec, strategy: Strategy, saves: Saves, loader: Loader
+) -> Training:
+    """The network and all that trains it, as new or as the last checkpoint has it."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes, load_pretrained=True).to(strategy.device)
     if config.channels_last:
@@ -237,31 +210,23 @@ def _begin(
         strategy.shard(average)
     optimizer = build_optimizer(config.optim, model)
     scaler = torch.amp.GradScaler(strategy.device.type, enabled=strategy.precision == "fp16")
-    saves = Saves(run_dir, strategy)
     saved = saves.restore(model, average, optimizer)
     if saved is not None:
         scaler.load_state_dict(saved.scaler)
         loader.load_state_dict(saved.loader)
-        log.info("resumed from %s at step %d", run_dir, saved.progress.step)
+        log.info("resumed at step %d", saved.progress.step)
     ema = Ema(average, model, config.ema_decay) if average is not None else None
     if config.compile:
         model.compile()
-    progress, metrics = (saved.progress, saved.metrics) if saved is not None else (Progress(), {})
-    return Training(model, strategy.prepare(model), optimizer, scaler, ema, progress), saves, metrics
-
-
-def _has_stalled(config: TrainConfig, progress: Progress, strategy: Strategy) -> bool:
-    """Whether the score has not risen for early_stop.patience epochs: rank 0 decides for all."""
-    patience = config.early_stop.patience
-    stalled = strategy.ranks.is_first and 0 < patience <= progress.epoch - progress.best_epoch
-    if not strategy.any(stalled):
-        return False
-    log.info(
-        "stopped early: no better epoch than %d in the last %d (early_stop.patience)",
-        progress.best_epoch,
-        patience,
+    return Training(
+        model=model,
+        prepared=strategy.prepare(model),
+        optimizer=optimizer,
+        scaler=scaler,
+        ema=ema,
+        progress=saved.progress if saved is not None else Progress(),
+        metrics=saved.metrics if saved is not None else {},
     )
-    return True
 
 
 def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:
