@@ -360,12 +360,25 @@ OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 @dataclass(config=_CLOSED, frozen=True)
 class StrategyConfig:
-    name: Literal["auto", "single", "ddp", "fsdp", "pipeline"]
-    """`auto` is DDP under a launcher and a single process without."""
+    name: Literal["auto", "single", "ddp", "fsdp", "pipeline", "horovod"]
+    """`auto` is DDP under torchrun, Horovod under horovodrun, and a single process without a launcher."""
     timeout_s: PositiveFloat
     """A step that takes longer has lost a rank, or hangs: the run ends with the stacks of all threads."""
     microbatches: PositiveInt
     """Of strategy=pipeline: parts of a batch that are on their way at the same time."""
+    compression: Literal["none", "fp16"]
+    """Of strategy=horovod: of the gradients on their way between the ranks."""
+    elastic: bool
+    """Of strategy=horovod: go on with the workers that are left, or have come."""
+
+    @model_validator(mode="after")
+    def _horovod_only(self) -> StrategyConfig:
+        if self.name not in ("auto", "horovod") and (self.compression != "none" or self.elastic):
+            raise ValueError(
+                f"compression={self.compression} and elastic={str(self.elastic).lower()} are for "
+                f"strategy=horovod, not {self.name}"
+            )
+        return self
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -472,6 +485,10 @@ class TrainConfig:
             problems.append(f"optim.cycles {self.optim.cycles} must divide epochs {self.epochs}")
         if self.model.pretrained and self.model.stem != "imagenet":
             problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
+        if self.strategy.elastic and (self.run_dir is None or not self.resume):
+            problems.append(
+                "strategy.elastic=true needs run_dir=... and resume=true: it goes on from the checkpoint"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -87,7 +87,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
     while progress.step < end:
         job.watchdog.beat()
         job.show(progress.step - start, steps_per_epoch, text)
-        if progress.step % STOP_CHECK_STEPS == 0 and strategy.any(job.stop.requested):
+        if progress.step % STOP_CHECK_STEPS == 0 and strategy.stops(job.stop.requested):
             return False
         # Dropout draws from here on, so that a continued run draws what the uninterrupted one did.
         torch.manual_seed((config.seed << 40) + (progress.step << 12) + strategy.ranks.rank)
@@ -145,7 +145,7 @@ def evaluate(network: nn.Module, loader: Loader, job: Job, *, collect: bool) -> 
     scores = EvalScores() if collect else None
     for number, batch in enumerate(loader):
         job.watchdog.beat()
-        if number % STOP_CHECK_STEPS == 0 and strategy.any(job.stop.requested):
+        if number % STOP_CHECK_STEPS == 0 and strategy.stops(job.stop.requested):
             return None
         logits = strategy.logits(network, batch.images)
         counts.add(logits, batch.labels)

@@ -41,6 +41,8 @@ def start_logging(folder: Path, rank: int) -> None:
     file = logging.FileHandler(folder / f"rank{rank}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger, handlers in ((log, [file, *_console_handlers(rank)]), (log_file, [file])):
+        for old in logger.handlers:
+            old.close()
         logger.handlers[:] = handlers
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -6,6 +6,7 @@ import copy
 import itertools
 import os
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,15 @@ from train.watchdog import Watchdog
 def run(config: TrainConfig) -> dict[str, float]:
     """Train as the config says; the metrics of the last evaluation. Raises LabError for a user's mistake."""
     require_resume(config)
-    ranks = Ranks.from_environ()
+    if not config.strategy.elastic:
+        return run_on(config, Ranks.from_environ())
+    from train.horovod import run_elastic
+
+    return run_elastic(config.strategy, partial(run_on, config))
+
+
+def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
+    """`run` on ranks that stay as they are."""
     device = choose_device(config.device, ranks)
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
     if device.type == "cpu" and (ranks.launched or "OMP_NUM_THREADS" not in os.environ):
@@ -54,7 +63,9 @@ def run(config: TrainConfig) -> dict[str, float]:
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
     try:
-        metrics = _train(config, run_dir, strategy)
+        # Closed on an error too: an elastic run goes on in this process after one.
+        with ExitStack() as resources:
+            metrics = _train(config, run_dir, strategy, resources)
     except BaseException as error:
         # No farewell to the other ranks: they may be waiting for this one, and the launcher ends them.
         log_file.error("%s", error, exc_info=True)
@@ -92,15 +103,18 @@ def _new_run_dir(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, float]:
+def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: ExitStack) -> dict[str, float]:
     splits = _prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
     plan = _train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
+    for loader in loaders:
+        resources.callback(loader.close)
     saves = Saves(run_dir, strategy)
     training = _begin(config, spec, strategy, saves, loaders[0])
     ranks = strategy.ranks
     monitor = Monitor(run_dir, training.progress.step, ranks.is_first)
+    resources.callback(monitor.close)
 
     def checkpoint() -> Checkpoint:
         return Checkpoint(
@@ -143,9 +157,6 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             show=show,
         )
         fit(training, loaders, splits, job, saves, checkpoint)
-    monitor.close()
-    for loader in loaders:
-        loader.close()
     return training.metrics
 
 
