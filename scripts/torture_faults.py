@@ -1,4 +1,4 @@
-"""A training run with one fault in it: `python -m scripts.torture_faults FAULT [key=value ...]`, or by torchrun.
+"""A training run with one fault: `python -m scripts.torture_faults FAULT [key=value ...]`, or by torchrun.
 
 The product knows nothing of this: the fault is hung into its functions from here, in the child process.
 """

@@ -1,4 +1,4 @@
-"""Runs as processes for `scripts.torture`: started, awaited, and compared with the one that nothing befell."""
+"""Runs as processes for `scripts.torture`: started and compared with the one that nothing befell."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def rows(cases: Sequence[Case]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.scenario, case.strategy), []).append(case)
-    found = []
+    found: list[tuple[str, ...]] = []
     for (scenario, strategy), group in groups.items():
         bad = [case for case in group if case.problems]
         outcome = f"{len(bad)} of {len(group)} NOT AS PROMISED" if bad else group[0].outcome

@@ -24,7 +24,7 @@ from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
 from train.ema import Ema
-from train.loop import Job, Training, evaluate, train_epoch
+from train.loop import Job, Training, evaluate, require_finite_weights, train_epoch
 from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
@@ -102,9 +102,11 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
     loaders = _open_loaders(config, splits, plan, strategy)
     training, saves, metrics = _begin(config, run_dir, spec, strategy, loaders[0])
     progress = training.progress
-    monitor = Monitor(run_dir, progress.step, ranks.is_first)
+    evaluated = progress.step == progress.epoch * (len(loaders[0]) // config.accumulate)
+    monitor = Monitor(run_dir, progress.step, evaluated=evaluated, enabled=ranks.is_first)
 
     def checkpoint() -> Checkpoint:
+        require_finite_weights(training, strategy)
         return Checkpoint(
             config=config,
             input_spec=spec,
@@ -151,6 +153,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             if result is None:
                 stop.acknowledge()
                 saves.save(checkpoint())
+                saves.wait()
                 log.info("stopped as asked, saved at step %d; go on with resume=true", progress.step)
                 break
             progress.epoch += 1

@@ -46,10 +46,15 @@ class Saves:
             previous = self._run_dir / PREVIOUS if name == NAME else None
             save_checkpoint(self._run_dir / name, checkpoint, previous)
 
-    def finish(self, checkpoint: Checkpoint) -> None:
-        """Wait for what is being written; of a sharded run leave one file too."""
+    def wait(self) -> None:
+        """Until what is being written is there: before the ranks part."""
         if self._sharded is not None:
             self._sharded.wait()
+
+    def finish(self, checkpoint: Checkpoint) -> None:
+        """Wait for what is being written; of a sharded run leave one file too."""
+        self.wait()
+        if self._sharded is not None:
             self.export(checkpoint, NAME)
 
     def restore(
