@@ -253,7 +253,6 @@ def scenarios(kills: int, strategies: Sequence[str]) -> Iterator[Scenario]:
         for steps in (2, 3):
             yield "NaN skipped", strategy, partial(skip_poison, steps=steps)
         yield "SIGTERM", strategy, terminate
-        yield "SIGTERM", strategy, terminate
 
 
 def share_kills(kills: int, strategies: Sequence[str]) -> list[tuple[str, str, int]]:
