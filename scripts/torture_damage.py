@@ -10,14 +10,14 @@ from pathlib import Path
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from train.checkpoint import NAME
-from train.saves import checkpoints
+from train.sharded import sharded_folders
 
 DAMAGES = ("truncated", "emptied", "with a flipped bit")
 
 
 def damage(run_dir: Path, how: str, draw: random.Random) -> str:
     """Of the newest checkpoint, or of a random file of it; in words."""
-    sharded = [path for path in checkpoints(run_dir) if path.is_dir()]
+    sharded = sharded_folders(run_dir)
     if sharded:
         (run_dir / NAME).unlink()  # which a finished run exports beside its parts
     file = draw.choice(sorted(sharded[0].iterdir())) if sharded else run_dir / NAME

@@ -34,12 +34,19 @@ MAX_DRAWN_CLASSES = 50
 def start_logging(folder: Path, rank: int) -> None:
     """Every rank logs to a file of its own; rank 0 to the console too."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / f"rank{rank}.log")
+    file = _LogFile(folder / f"rank{rank}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger, handlers in ((log, [file, *_console_handlers(rank)]), (log_file, [file])):
         logger.handlers[:] = handlers
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        """On a full disk logging prints a traceback for each line, which hides the one error that matters."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 @contextmanager
