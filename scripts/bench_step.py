@@ -111,7 +111,7 @@ def main() -> int:
             strategy=Single(Ranks(0, 1, 0, 1, launched=False), device, precision),
             task=classification(config, np.full(10, 100), device),
             files_of=lambda step: [],
-            monitor=Monitor(Path(folder), 0, enabled=True),
+            monitor=Monitor(Path(folder), 0, evaluated=True, enabled=True),
             stop=stop,
             watchdog=watchdog,
             save=lambda: None,

@@ -7,17 +7,22 @@ import math
 import os
 import pickle
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.load import load
 from configs.schema import TrainConfig
 from deploy.errors import LabError
 from tests.processes import python, torchrun
 from train.checkpoint import UnreadableError, load_checkpoint
+from train.class_metrics import class_metrics
+from train.metrics import EvalResult
+from train.monitor import Monitor
 from train.run import run
 from train.saves import checkpoints
 from train.sharded import read_sharded
@@ -75,12 +80,20 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def flip_a_bit(path: Path) -> None:
+    """Half way: in a tensor, which torch.load takes as it is."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip_a_bit])
 def test_a_torn_checkpoint_falls_back_to_the_one_before(
-    images: list[str], whole: Path, tmp_path: Path
+    spoil: Callable[[Path], None], images: list[str], whole: Path, tmp_path: Path
 ) -> None:
     train(images, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "previous.pt").progress.step == 6
-    truncate(tmp_path / "run" / "checkpoint.pt")
+    spoil(tmp_path / "run" / "checkpoint.pt")
     train(images, tmp_path / "run", "resume=true")
     assert "checkpoint.pt (" in log_of(tmp_path / "run")
     assert "falling back to the one before" in log_of(tmp_path / "run")
@@ -122,6 +135,10 @@ def test_a_sharded_run_is_exported_and_goes_on_alone(images: list[str], tmp_path
         one, other = getattr(exported, part), getattr(sharded, part)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+    flip_a_bit(next(folders[1].glob("__0_*.distcp")))
+    with pytest.raises(UnreadableError, match="CRC"):
+        read_sharded(folders[1])
+    flip_a_bit(next(folders[1].glob("__0_*.distcp")))
     # Of the last sharded checkpoint that is whole, by one process that is not sharded.
     (run_dir / "checkpoint.pt").unlink()
     truncate(next(folders[0].glob("__0_*.distcp")))
@@ -143,6 +160,49 @@ def test_a_killed_sharded_run_continues_bit_for_bit(images: list[str], tmp_path:
     assert done.returncode == 0, done.stderr
     assert "at step 4" in log_of(tmp_path / "run") or "at step 2" in log_of(tmp_path / "run")
     assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_an_evaluation_that_is_done_again_is_recorded_once(tmp_path: Path) -> None:
+    confusion = torch.eye(2, dtype=torch.int64)
+    result = EvalResult(1.0, 0.5, 0.9, 4, confusion, class_metrics(confusion.numpy(), None), None)
+    for evaluated in (True, False):  # the second life goes on from a save made while step 4 was evaluated
+        monitor = Monitor(tmp_path, 4, evaluated=evaluated, enabled=True)
+        if evaluated:
+            monitor.train(4, 1, {"loss": 2.0})
+        monitor.eval(4, 1, result, ("a", "b"))
+        monitor.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 4), ("eval", 4)]
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(file)).Reload()
+    for tag in ("train/loss", "eval/loss"):
+        assert [event.step for event in events.Scalars(tag)] == [4]
+    assert [event.step for event in events.Images("eval/confusion")] == [4]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_is_stopped_has_saved_where_it_says(images: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "stopped.py"
+    script.write_text(STOP)
+    torchrun(2, str(script), *overrides(images, tmp_path / "run", "strategy=fsdp"))
+    newest = checkpoints(tmp_path / "run")[0]
+    assert newest.name == "step-00000004"
+    assert "saved at step 4" in log_of(tmp_path / "run")
+
+
+STOP = """
+import os, signal, sys
+import train.run as story
+from configs.load import load
+from configs.schema import TrainConfig
+record = story.Monitor.train
+def record_and_stop(self, step, epoch, values):
+    record(self, step, epoch, values)
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+story.Monitor.train = record_and_stop
+story.run(load("train", TrainConfig, sys.argv[1:]))
+"""
 
 
 class Bomb:
@@ -214,6 +274,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_images(
     assert record["step"] == 3
     assert len(record["images"]) == 4
     assert all(Path(path).is_file() for path in record["images"])
+
+
+def test_a_loss_between_two_records_does_not_get_into_a_checkpoint(images: list[str], tmp_path: Path) -> None:
+    done = python("-c", POISON, "1", *overrides(images, tmp_path / "run", "log_every=4"))
+    assert "the loss is nan at step 1" in done.stdout, done.stderr
+    assert checkpoints(tmp_path / "run") == []
 
 
 def test_steps_without_a_finite_loss_are_left_out_up_to_a_limit(images: list[str], tmp_path: Path) -> None:

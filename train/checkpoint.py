@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -160,11 +161,13 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise UnreadableError(f"no checkpoint {path}: give the {NAME} of a run folder")
     try:
+        with path.open("rb") as file:
+            require_intact(file, facts_only=mmap)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise UnreadableError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, or not written by edgelab "
-            f"({str(error).splitlines()[0][:160]}); use another checkpoint"
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: truncated, damaged, or not "
+            f"written by edgelab ({str(error).splitlines()[0][:160]}); use another checkpoint"
         ) from error
     if not isinstance(content, dict) or "format" not in content:
         raise UnreadableError(
@@ -176,6 +179,20 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             "use the edgelab that wrote it"
         )
     return content
+
+
+def require_intact(file: IO[bytes], facts_only: bool = False) -> None:
+    """Raises ValueError where a byte is not as torch.save wrote it; leaves the file at its beginning.
+
+    torch writes a CRC-32 of every tensor, and does not look at it when it reads.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if not facts_only or name.endswith("/data.pkl"):
+                with archive.open(name) as entry:
+                    while entry.read(1 << 20):
+                        pass
+    file.seek(0)
 
 
 def _facts(content: dict[str, Any]) -> Facts:

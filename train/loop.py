@@ -88,6 +88,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
         job.watchdog.beat()
         job.show(progress.step - start, steps_per_epoch, text)
         if progress.step % STOP_CHECK_STEPS == 0 and strategy.stops(job.stop.requested):
+            _require_savable(window, progress.step, job)
             return False
         # Dropout draws from here on, so that a continued run draws what the uninterrupted one did.
         torch.manual_seed((config.seed << 40) + (progress.step << 12) + strategy.ranks.rank)
@@ -127,6 +128,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
             job.monitor.train(progress.step, progress.epoch + 1, values)
             text = f"{title}  loss {values['loss']:.3f}  {values['images_per_s']:,.0f} img/s"
         if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step < end:
+            _require_savable(window, progress.step, job)
             job.save()
     log.info("%s: %s", title, window.summary())
     return True
@@ -197,6 +199,23 @@ def _skip(training: Training, job: Job, buffers: list[torch.Tensor], before: lis
             f"pass: look at the images named in {record.parent}, lower optim.lr={config.optim.lr:g}, or set "
             "clip_grad_norm=1; the last checkpoint stands"
         )
+
+
+def require_finite_weights(training: Training, strategy: Strategy) -> None:
+    """On every rank, before a save: gradients may overflow though the loss does not. Raises LabError."""
+    tensors = [local(tensor) for tensor in training.model.state_dict().values() if not tensor.is_meta]
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+    if strategy.any(not bool(finite)):
+        raise LabError(
+            f"the weights are not finite after step {training.progress.step}: lower optim.lr, set "
+            "clip_grad_norm=1, or use on_nan=skip; they are not saved, the last checkpoint stands"
+        )
+
+
+def _require_savable(window: Window, step: int, job: Job) -> None:
+    """A loss between two records must not get into a checkpoint unseen."""
+    if job.config.on_nan == "stop":
+        _require_finite(window.losses_so_far(), step, job)
 
 
 def _require_finite(losses: list[float], step: int, job: Job) -> None:

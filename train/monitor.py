@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ MAX_PR_CURVES = 20
 def start_logging(folder: Path, rank: int) -> None:
     """Every rank logs to a file of its own; rank 0 to the console too."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(folder / f"rank{rank}.log")
+    file = _LogFile(folder / f"rank{rank}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger, handlers in ((log, [file, *_console_handlers(rank)]), (log_file, [file])):
         for old in logger.handlers:
@@ -46,6 +46,13 @@ def start_logging(folder: Path, rank: int) -> None:
         logger.handlers[:] = handlers
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        """On a full disk logging prints a traceback for each line, which hides the one error that matters."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 @contextmanager
@@ -90,17 +97,21 @@ def progress_bar(title: str, enabled: bool) -> Iterator[Any]:
 
 
 class Monitor:
-    """Records of one run; epochs count from 1. `step` is where it starts: what an earlier life wrote later is
-    dropped."""
+    """Records of one run; epochs count from 1. `step` is where it starts, and `evaluated` whether that step's
+    evaluation is done: what an earlier life recorded beyond is dropped."""
 
-    def __init__(self, run_dir: Path, step: int, enabled: bool) -> None:
+    def __init__(self, run_dir: Path, step: int, *, evaluated: bool, enabled: bool) -> None:
         self.enabled = enabled
         if not enabled:
             return
         self._metrics_path = run_dir / "metrics.jsonl"
-        _drop_after(self._metrics_path, step)
+
+        def is_past(kind: str, at: int) -> bool:
+            return at < step or (0 < at == step and (kind == "train" or evaluated))
+
+        _keep_past(self._metrics_path, is_past)
         self._metrics = self._metrics_path.open("a")
-        self._events = EventLog(run_dir / "tensorboard", step)
+        self._events = EventLog(run_dir / "tensorboard", is_past)
 
     def train(self, step: int, epoch: int, values: dict[str, float]) -> None:
         self._record("train", step, epoch, values)
@@ -173,14 +184,15 @@ def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any
     return pixels.reshape(height, width, 4)[..., :3].permute(2, 0, 1).float() / 255
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the lines of metrics.jsonl up to `step`; a torn last line goes."""
+def _keep_past(path: Path, is_past: Callable[[str, int], bool]) -> None:
+    """Of the lines of metrics.jsonl; a torn last line goes."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            if is_past(record["kind"], record["step"]):
                 kept.append(line + "\n")
         except ValueError:
             break

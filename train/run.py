@@ -26,7 +26,7 @@ from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
 from train.ema import Ema
 from train.fit import fit
-from train.loop import Job, Training
+from train.loop import Job, Training, require_finite_weights
 from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
@@ -112,11 +112,13 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
         resources.callback(loader.close)
     saves = Saves(run_dir, strategy)
     training = _begin(config, spec, strategy, saves, loaders[0])
-    ranks = strategy.ranks
-    monitor = Monitor(run_dir, training.progress.step, ranks.is_first)
+    ranks, progress = strategy.ranks, training.progress
+    evaluated = progress.step == progress.epoch * (len(loaders[0]) // config.accumulate)
+    monitor = Monitor(run_dir, progress.step, evaluated=evaluated, enabled=ranks.is_first)
     resources.callback(monitor.close)
 
     def checkpoint() -> Checkpoint:
+        require_finite_weights(training, strategy)
         return Checkpoint(
             config=config,
             input_spec=spec,

@@ -47,7 +47,7 @@ class Saves:
             save_checkpoint(self._run_dir / name, checkpoint, previous)
 
     def wait(self) -> None:
-        """Until what is being written is there."""
+        """Until what is being written is there: before the ranks part."""
         if self._sharded is not None:
             self._sharded.wait()
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,15 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from deploy.errors import LabError
-from train.checkpoint import Checkpoint, UnreadableError, checkpoint_from, facts_of, read_facts, write_facts
+from train.checkpoint import (
+    Checkpoint,
+    UnreadableError,
+    checkpoint_from,
+    facts_of,
+    read_facts,
+    require_intact,
+    write_facts,
+)
 from train.state import empty_optimizer_tensors
 
 FOLDER = "sharded"
@@ -115,13 +123,19 @@ def read_sharded(
         load(tensors, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise UnreadableError(
-            f"{folder} cannot be read: truncated, or not written by edgelab ({str(error)[-200:]})"
+            f"{folder} cannot be read: truncated, damaged, or not written by edgelab ({str(error)[-200:]})"
         ) from error
     return checkpoint_from(facts, parts["model"], parts["ema"] or None, parts["optimizer"])
 
 
 class _Reader(FileSystemReader):
-    """Opens a checkpoint without running code that is in it: torch's own reader unpickles anything."""
+    """Opens a checkpoint without running code that is in it, and notices what is no longer as it was written:
+    torch's own reader unpickles anything, and takes any bits for a tensor."""
+
+    def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
+        part = super()._slice_file(file, sinfo)
+        require_intact(part)
+        return part
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:

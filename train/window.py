@@ -44,7 +44,7 @@ class Window:
     def close(self) -> dict[str, float]:
         """The mean loss of the steps whose loss is finite, images_per_s over all ranks, and the share of the
         time that this rank waited for images."""
-        self.losses = (self._strategy.sum(torch.stack(self._losses)) / self._strategy.replicas).tolist()
+        self.losses = self.losses_so_far()
         seconds = time.perf_counter() - self._began
         finite = [loss for loss in self.losses if math.isfinite(loss)]
         values = {
@@ -56,6 +56,15 @@ class Window:
             self._epoch[place] += value
         self._start()
         return values
+
+    def losses_so_far(self) -> list[float]:
+        """Of the steps since the window was opened, means over the replicas; on every rank."""
+        if not self._losses:
+            return []
+        losses: list[float] = (
+            self._strategy.sum(torch.stack(self._losses)) / self._strategy.replicas
+        ).tolist()
+        return losses
 
     def summary(self) -> str:
         """Of all closed windows, in words."""
