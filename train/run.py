@@ -23,6 +23,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
+from train.distill import with_teachers
 from train.ema import Ema
 from train.loop import Job, Training, evaluate, train_epoch
 from train.machines import load_shared, require_resume
@@ -98,6 +99,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
     ranks, device = strategy.ranks, strategy.device
     splits = _prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
+    task = with_teachers(classification(config, class_counts(splits.train), device), config, spec, strategy)
     plan = _train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
     training, saves, metrics = _begin(config, run_dir, spec, strategy, loaders[0])
@@ -135,7 +137,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             run_dir=run_dir,
             spec=spec,
             strategy=strategy,
-            task=classification(config, class_counts(splits.train), device),
+            task=task,
             files_of=plan.files_of,
             monitor=monitor,
             stop=stop,
