@@ -391,6 +391,18 @@ class LossConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class DistillConfig:
+    """Hinton et al. 2015."""
+
+    teachers: list[str]
+    """Checkpoints, whose probabilities are averaged; none: off."""
+    temperature: PositiveFloat
+    """Divides the logits of both sides."""
+    weight: Annotated[float, Field(ge=0, le=1)]
+    """Of the teachers in the loss; the labels have the rest."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class EarlyStopConfig:
     patience: Count
     """Epochs without a better score after which a run ends; 0 is off."""
@@ -467,6 +479,7 @@ class TrainConfig:
     optim: OptimConfig
     strategy: StrategyConfig
     loss: LossConfig
+    distill: DistillConfig
     early_stop: EarlyStopConfig
     cv: CvConfig
 

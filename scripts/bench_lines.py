@@ -23,3 +23,7 @@ def ratio_line(what: str, ours: Sequence[float], theirs: Sequence[float], goal: 
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     middle = statistics.median(ratios)
     return f"  {what}: {middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f}); goal: {goal}"
+
+
+def rate_line(name: str, rates: Sequence[float]) -> str:
+    return f"  {name:11} {statistics.median(rates):8.0f} images/s ({min(rates):.0f} to {max(rates):.0f})"

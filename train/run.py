@@ -24,6 +24,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
+from train.distill import with_teachers
 from train.ema import Ema
 from train.fit import fit
 from train.loop import Job, Training, require_finite_weights
@@ -106,6 +107,8 @@ def _new_run_dir(name: str) -> Path:
 def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: ExitStack) -> dict[str, float]:
     splits = _prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
+    task = classification(config, class_counts(splits.train), strategy.device)
+    task = with_teachers(task, config, spec, strategy)
     plan = _train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
     for loader in loaders:
@@ -150,7 +153,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
             run_dir=run_dir,
             spec=spec,
             strategy=strategy,
-            task=classification(config, class_counts(splits.train), strategy.device),
+            task=task,
             files_of=plan.files_of,
             monitor=monitor,
             stop=stop,
