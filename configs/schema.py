@@ -364,6 +364,30 @@ class CvConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class DiagnoseConfig:
+    every: Count
+    """Steps between two looks at the gradients and activations of every layer; 0 is off."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ProfileConfig:
+    start: Count
+    """Step after which rank 0's trace begins."""
+    steps: Count
+    """That it lasts; 0 is off."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class WandbConfig:
+    """Weights & Biases, beside TensorBoard."""
+
+    project: str | None
+    """null is off."""
+    mode: Literal["online", "offline"]
+    """offline: kept in the run folder until `wandb sync`."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class TrainConfig:
     name: str
     """Names the run folder."""
@@ -414,6 +438,11 @@ class TrainConfig:
     loss: LossConfig
     early_stop: EarlyStopConfig
     cv: CvConfig
+    train_fraction: Annotated[float, Field(gt=0, le=1)]
+    """Share of the training images that are trained on, the same share of each class."""
+    diagnose: DiagnoseConfig
+    profile: ProfileConfig
+    wandb: WandbConfig
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -430,6 +459,8 @@ class TrainConfig:
             problems.append(f"optim.cycles {self.optim.cycles} must divide epochs {self.epochs}")
         if self.model.pretrained and self.model.stem != "imagenet":
             problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
+        if self.diagnose.every and self.compile:
+            problems.append("diagnose.every needs compile=false: compiled layers cannot be looked into")
         if problems:
             raise ValueError("; ".join(problems))
         return self

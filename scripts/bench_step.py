@@ -28,11 +28,13 @@ from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from scripts.bench_lines import machine_line, ratio_line
 from train.checkpoint import Progress
+from train.diagnosis import Diagnosis
 from train.loop import Job, Training, train_epoch
 from train.model import build_model
 from train.monitor import Monitor
 from train.optim import build_optimizer
 from train.precision import autocast, choose_precision
+from train.profiler import Profiler
 from train.ranks import Ranks
 from train.stop import StopRequest
 from train.strategy import Single
@@ -103,14 +105,18 @@ def main() -> int:
             ema=None,
             progress=Progress(),
         )
+        strategy = Single(Ranks(0, 1, 0, 1, launched=False), device, precision)
+        monitor = Monitor(Path(folder), 0, enabled=True)
         job = Job(
             config=config,
             spec=spec,
             run_dir=Path(folder),
-            strategy=Single(Ranks(0, 1, 0, 1, launched=False), device, precision),
+            strategy=strategy,
             task=classification(config, np.full(10, 100), device),
             files_of=lambda step: [],
-            monitor=Monitor(Path(folder), 0, enabled=True),
+            monitor=monitor,
+            diagnosis=Diagnosis(config, Path(folder), model, strategy, monitor),
+            profiler=Profiler(config.profile, Path(folder), strategy),
             stop=stop,
             watchdog=watchdog,
             save=lambda: None,
@@ -123,7 +129,7 @@ def main() -> int:
         for _ in range(options.rounds):
             seconds["ours"].append(our_loop(ours, InMemory(batches), job))
             seconds["bare"].append(bare_loop(bare_model, bare_optimizer, batches, precision))
-        job.monitor.close()
+        monitor.close()
     images = options.batch * options.steps
     rates = {name: [images / value for value in values] for name, values in seconds.items()}
     print(machine_line(device))

@@ -20,6 +20,7 @@ from deploy.manifest import read_manifest
 from deploy.results import read_measurements
 from scripts import report_figures as plots
 from scripts import report_html as html
+from scripts.report_diagnosis import heat_map, read_diagnoses, section
 from scripts.report_figures import Figure, Metrics, Series
 from scripts.report_html import SOURCES, Run
 
@@ -95,6 +96,8 @@ def render(runs: Sequence[Run]) -> str:
     labels = _labels(runs)
     series = [Series(label, run.metrics, run.rows) for label, run in zip(labels, runs, strict=True)]
     figures = _figures(series)
+    looked = read_diagnoses(labels, [run.path for run in runs])
+    figures |= {name: heat_map(lines) for name, (_, lines) in looked.items()}
     body = [
         *(
             html.headline(run, label, i, len(runs))
@@ -103,6 +106,7 @@ def render(runs: Sequence[Run]) -> str:
         html.results(runs, labels),
         html.latency_section(figures),
         html.training_section(figures),
+        section(looked),
         html.provenance(runs, labels),
     ]
     drawn = {name: figure for name, figure in figures.items() if figure}

@@ -1,5 +1,5 @@
-"""What a run tells: the console, a log file for each rank, metrics.jsonl, TensorBoard. Only rank 0 writes all
-but the log files."""
+"""What a run tells: the console, a log file for each rank, metrics.jsonl, TensorBoard, W&B. Only rank 0
+writes all but the log files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from train.events import EventLog
 from train.metrics import EvalResult
+from train.wandb_log import WandbLog
 
 log = logging.getLogger("edgelab")
 log_file = logging.getLogger("edgelab.file")
@@ -87,12 +88,14 @@ class Monitor:
     """Records of one run; epochs count from 1. `step` is where it starts: what an earlier life wrote later is
     dropped."""
 
-    def __init__(self, run_dir: Path, step: int, enabled: bool) -> None:
+    def __init__(self, run_dir: Path, step: int, enabled: bool, wandb: WandbLog | None = None) -> None:
+        self.step = step
         self.enabled = enabled
+        self._wandb = wandb
         if not enabled:
             return
         self._metrics_path = run_dir / "metrics.jsonl"
-        _drop_after(self._metrics_path, step)
+        drop_after(self._metrics_path, step)
         self._metrics = self._metrics_path.open("a")
         self._events = EventLog(run_dir / "tensorboard", step)
 
@@ -120,14 +123,24 @@ class Monitor:
         if self.enabled:
             self._metrics.close()
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def _record(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         if not self.enabled:
             return
         self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
         self._metrics.flush()
+        self.scalars(kind, step, values)
+
+    def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """To TensorBoard, and to W&B where it is on."""
+        if not self.enabled:
+            return
         for name, value in values.items():
             self._events.add(summary.scalar(f"{kind}/{name}", value), step)
+        if self._wandb is not None:
+            self._wandb.add(step, {f"{kind}/{name}": value for name, value in values.items()})
 
 
 def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any:
@@ -157,8 +170,8 @@ def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any
     return pixels.reshape(height, width, 4)[..., :3].permute(2, 0, 1).float() / 255
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the lines of metrics.jsonl up to `step`; a torn last line goes."""
+def drop_after(path: Path, step: int) -> None:
+    """Keep the lines of a .jsonl up to `step`; a torn last line goes."""
     if not path.exists():
         return
     kept = []

@@ -6,6 +6,7 @@ import copy
 import itertools
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from configs.load import to_yaml
 from configs.schema import TrainConfig
 from data.build import build_loader
+from data.folds import subset
 from data.index import Index, class_counts
 from data.loader import Loader
 from data.plan import EvalPlan, TrainPlan
@@ -23,6 +25,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
+from train.diagnosis import Diagnosis
 from train.ema import Ema
 from train.loop import Job, Training, evaluate, train_epoch
 from train.machines import load_shared, require_resume
@@ -30,6 +33,7 @@ from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.precision import choose_precision
+from train.profiler import Profiler
 from train.ranks import Ranks, choose_device
 from train.result import Result, keep_result
 from train.saves import Saves, checkpoints, saved_config
@@ -37,6 +41,7 @@ from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
 from train.task import classification
+from train.wandb_log import open_wandb, require_wandb
 from train.watchdog import Watchdog
 
 BEST = "best.pt"
@@ -53,6 +58,7 @@ def run(config: TrainConfig) -> dict[str, float]:
     # The sizes of the images never change, so the search for the fastest kernels pays after a few steps.
     torch.backends.cudnn.benchmark = True
     strategy = build_strategy(config.strategy, ranks, device, choose_precision(config.precision, device))
+    strategy.on_first(partial(require_wandb, config.wandb))
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
     try:
@@ -96,13 +102,14 @@ def _new_run_dir(name: str) -> Path:
 
 def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, float]:
     ranks, device = strategy.ranks, strategy.device
-    splits = _prepare_data(config, run_dir, strategy)
+    splits = prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
-    plan = _train_plan(config, splits.train, spec, strategy)
+    plan = train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
     training, saves, metrics = _begin(config, run_dir, spec, strategy, loaders[0])
     progress = training.progress
-    monitor = Monitor(run_dir, progress.step, ranks.is_first)
+    wandb = open_wandb(config, run_dir) if ranks.is_first else None
+    monitor = Monitor(run_dir, progress.step, ranks.is_first, wandb)
 
     def checkpoint() -> Checkpoint:
         return Checkpoint(
@@ -128,6 +135,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
         own_mistakes(ranks.rank),
         StopRequest(rank_log) as stop,
         Watchdog(config.strategy.timeout_s, rank_log) as watchdog,
+        Profiler(config.profile, run_dir, strategy) as profiler,
         progress_bar(config.name, ranks.is_first) as show,
     ):
         job = Job(
@@ -138,6 +146,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             task=classification(config, class_counts(splits.train), device),
             files_of=plan.files_of,
             monitor=monitor,
+            diagnosis=Diagnosis(config, run_dir, training.model, strategy, monitor),
+            profiler=profiler,
             stop=stop,
             watchdog=watchdog,
             save=lambda: saves.save(checkpoint()),
@@ -178,7 +188,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
     return metrics
 
 
-def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
+def train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
     return TrainPlan(
         index,
         spec,
@@ -253,7 +263,7 @@ def _has_stalled(config: TrainConfig, progress: Progress, strategy: Strategy) ->
     return True
 
 
-def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:
+def prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:
     """Rank 0 makes and checks the images for all, and keeps the config that passed every check."""
     folder = run_dir / "data"
 
@@ -262,6 +272,10 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
             splits = prepare(config.data, folder, log.info, show)
         if config.cv.fold is not None:
             splits = resplit(splits, config.cv.folds, config.cv.fold, config.cv.stratified, config.seed)
+        if config.train_fraction < 1:
+            whole = len(splits.train)
+            splits = replace(splits, train=subset(splits.train, config.train_fraction, config.seed))
+            log.info("%d of %d training images (train_fraction)", len(splits.train), whole)
         for line in sampling_lines(config.sampling, splits.train, config.seed):
             log.info("%s", line)
         splits.save(folder)
