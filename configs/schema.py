@@ -431,6 +431,30 @@ class CvConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class DiagnoseConfig:
+    every: Count
+    """Steps between two looks at the gradients and activations of every layer; 0 is off."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ProfileConfig:
+    start: Count
+    """Step after which rank 0's trace begins."""
+    steps: Count
+    """That it lasts; 0 is off."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class WandbConfig:
+    """Weights & Biases, beside TensorBoard."""
+
+    project: str | None
+    """null is off."""
+    mode: Literal["online", "offline"]
+    """offline: kept in the run folder until `wandb sync`."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class TrainConfig:
     name: str
     """Names the run folder."""
@@ -482,6 +506,11 @@ class TrainConfig:
     distill: DistillConfig
     early_stop: EarlyStopConfig
     cv: CvConfig
+    train_fraction: Annotated[float, Field(gt=0, le=1)]
+    """Share of the training images that are trained on, the same share of each class."""
+    diagnose: DiagnoseConfig
+    profile: ProfileConfig
+    wandb: WandbConfig
 
     @model_validator(mode="after")
     def _sections_agree(self) -> TrainConfig:
@@ -502,6 +531,8 @@ class TrainConfig:
             problems.append(
                 "strategy.elastic=true needs run_dir=... and resume=true: it goes on from the checkpoint"
             )
+        if self.diagnose.every and self.compile:
+            problems.append("diagnose.every needs compile=false: compiled layers cannot be looked into")
         if problems:
             raise ValueError("; ".join(problems))
         return self

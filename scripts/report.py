@@ -21,6 +21,7 @@ from deploy.results import read_measurements
 from scripts import report_classes as classes
 from scripts import report_figures as plots
 from scripts import report_html as html
+from scripts.report_diagnosis import heat_map, read_diagnoses, section
 from scripts.report_figures import Figure, Metrics, Series
 from scripts.report_html import SOURCES, Run
 
@@ -104,6 +105,8 @@ def render(runs: Sequence[Run]) -> str:
     figures = _figures(series, f1_leads)
     for i, run in enumerate(runs):
         figures |= classes.figures(run.classes, run.cv, i)
+    looked = read_diagnoses(labels, [run.path for run in runs])
+    figures |= {name: heat_map(lines) for name, (_, lines) in looked.items()}
     body = [
         *(
             html.headline(run, label, i, len(runs), classes.headline_cards(run.classes))
@@ -113,6 +116,7 @@ def render(runs: Sequence[Run]) -> str:
         html.latency_section(figures),
         *_class_sections(runs, labels, figures),
         html.training_section(figures),
+        section(looked),
         html.provenance(runs, labels),
     ]
     drawn = {name: figure for name, figure in figures.items() if figure}

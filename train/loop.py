@@ -16,10 +16,12 @@ from data.loader import Loader
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from train.checkpoint import Progress
+from train.diagnosis import Diagnosis
 from train.ema import Ema
 from train.metrics import EvalCounts, EvalResult, EvalScores
 from train.monitor import Monitor, log
 from train.optim import add_l1, lr_at, set_lr
+from train.profiler import Profiler
 from train.state import local
 from train.stop import StopRequest
 from train.strategy import Strategy
@@ -62,6 +64,8 @@ class Job:
     files_of: Callable[[int], list[str]]
     """The images of an optimiser step, over all ranks."""
     monitor: Monitor
+    diagnosis: Diagnosis
+    profiler: Profiler
     stop: StopRequest
     watchdog: Watchdog
     save: Callable[[], None]
@@ -94,6 +98,8 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
         torch.manual_seed((config.seed << 40) + (progress.step << 12) + strategy.ranks.rank)
         lr = lr_at(progress.step, steps_per_epoch, config.epochs, config.optim)
         set_lr(training.optimizer, lr)
+        job.profiler.begin(progress.step)
+        job.diagnosis.begin(progress.step + 1)
         before = [buffer.clone() for buffer in buffers]
         for part in range(config.accumulate):
             batch = window.next(batches)
@@ -111,7 +117,9 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
             window.add(value)
         progress.step += 1
         logs = progress.step % config.log_every == 0 or progress.step == end
-        norm = _finish_gradients(training, parameters, job, measure=logs)
+        looks = job.diagnosis.due(progress.step)
+        norm = _finish_gradients(training, parameters, job, measure=logs or looks)
+        job.diagnosis.end(progress.step, progress.epoch + 1)
         if config.on_nan == "skip" and not _is_finite(window, norm, job):
             _skip(training, job, buffers, before)
         else:
@@ -121,6 +129,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
                 training.ema.update(progress.step)
         training.optimizer.zero_grad(set_to_none=True)
         window.end_step()
+        job.profiler.end(progress.step)
         if logs:
             values = window.close() | {"lr": lr, "grad_norm": float(norm)}
             if config.on_nan == "stop":

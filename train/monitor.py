@@ -1,5 +1,5 @@
-"""What a run tells: the console, a log file for each rank, metrics.jsonl, TensorBoard. Only rank 0 writes all
-but the log files."""
+"""What a run tells: the console, a log file for each rank, metrics.jsonl, TensorBoard, W&B. Only rank 0
+writes all but the log files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from deploy.input_spec import InputSpec
 from train.class_metrics import known
 from train.events import EventLog
 from train.metrics import EvalResult
+from train.wandb_log import WandbLog
 
 log = logging.getLogger("edgelab")
 log_file = logging.getLogger("edgelab.file")
@@ -100,8 +101,12 @@ class Monitor:
     """Records of one run; epochs count from 1. `step` is where it starts, and `evaluated` whether that step's
     evaluation is done: what an earlier life recorded beyond is dropped."""
 
-    def __init__(self, run_dir: Path, step: int, *, evaluated: bool, enabled: bool) -> None:
+    def __init__(
+        self, run_dir: Path, step: int, *, evaluated: bool, enabled: bool, wandb: WandbLog | None = None
+    ) -> None:
+        self.step = step
         self.enabled = enabled
+        self._wandb = wandb
         if not enabled:
             return
         self._metrics_path = run_dir / "metrics.jsonl"
@@ -109,7 +114,7 @@ class Monitor:
         def is_past(kind: str, at: int) -> bool:
             return at < step or (0 < at == step and (kind == "train" or evaluated))
 
-        _keep_past(self._metrics_path, is_past)
+        keep_past(self._metrics_path, is_past)
         self._metrics = self._metrics_path.open("a")
         self._events = EventLog(run_dir / "tensorboard", is_past)
 
@@ -145,6 +150,8 @@ class Monitor:
         if self.enabled:
             self._metrics.close()
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def _record(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         if not self.enabled:
@@ -152,9 +159,17 @@ class Monitor:
         numbers = {name: known(value) for name, value in values.items()}
         self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **numbers}) + "\n")
         self._metrics.flush()
-        for name, number in numbers.items():
-            if number is not None:
-                self._events.add(summary.scalar(f"{kind}/{name}", number), step)
+        self.scalars(kind, step, values)
+
+    def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """To TensorBoard, and to W&B where it is on; what is not finite is left out."""
+        if not self.enabled:
+            return
+        finite = {f"{kind}/{name}": value for name, value in values.items() if known(value) is not None}
+        for tag, value in finite.items():
+            self._events.add(summary.scalar(tag, value), step)
+        if self._wandb is not None:
+            self._wandb.add(step, finite)
 
 
 def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any:
@@ -184,8 +199,8 @@ def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any
     return pixels.reshape(height, width, 4)[..., :3].permute(2, 0, 1).float() / 255
 
 
-def _keep_past(path: Path, is_past: Callable[[str, int], bool]) -> None:
-    """Of the lines of metrics.jsonl; a torn last line goes."""
+def keep_past(path: Path, is_past: Callable[[str, int], bool]) -> None:
+    """Of the records of a .jsonl, by kind and step; a torn last line goes."""
     if not path.exists():
         return
     kept = []

@@ -7,6 +7,7 @@ import itertools
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from configs.load import to_yaml
 from configs.schema import TrainConfig
 from data.build import build_loader
+from data.folds import subset
 from data.index import Index, class_counts
 from data.loader import Loader
 from data.plan import EvalPlan, TrainPlan
@@ -24,6 +26,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
+from train.diagnosis import Diagnosis
 from train.distill import with_teachers
 from train.ema import Ema
 from train.fit import fit
@@ -33,12 +36,14 @@ from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.precision import choose_precision
+from train.profiler import Profiler
 from train.ranks import Ranks, choose_device
 from train.saves import Saves, checkpoints, saved_config
 from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
 from train.task import classification
+from train.wandb_log import open_wandb, require_wandb
 from train.watchdog import Watchdog
 
 
@@ -61,6 +66,7 @@ def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
     # The sizes of the images never change, so the search for the fastest kernels pays after a few steps.
     torch.backends.cudnn.benchmark = True
     strategy = build_strategy(config.strategy, ranks, device, choose_precision(config.precision, device))
+    strategy.on_first(partial(require_wandb, config.wandb))
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
     try:
@@ -105,11 +111,11 @@ def _new_run_dir(name: str) -> Path:
 
 
 def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: ExitStack) -> dict[str, float]:
-    splits = _prepare_data(config, run_dir, strategy)
+    splits = prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
     task = classification(config, class_counts(splits.train), strategy.device)
     task = with_teachers(task, config, spec, strategy)
-    plan = _train_plan(config, splits.train, spec, strategy)
+    plan = train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
     for loader in loaders:
         resources.callback(loader.close)
@@ -117,7 +123,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
     training = _begin(config, spec, strategy, saves, loaders[0])
     ranks, progress = strategy.ranks, training.progress
     evaluated = progress.step == progress.epoch * (len(loaders[0]) // config.accumulate)
-    monitor = Monitor(run_dir, progress.step, evaluated=evaluated, enabled=ranks.is_first)
+    wandb = open_wandb(config, run_dir) if ranks.is_first else None
+    monitor = Monitor(run_dir, progress.step, evaluated=evaluated, enabled=ranks.is_first, wandb=wandb)
     resources.callback(monitor.close)
 
     def checkpoint() -> Checkpoint:
@@ -146,6 +153,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
         own_mistakes(ranks.rank),
         StopRequest(rank_log) as stop,
         Watchdog(config.strategy.timeout_s, rank_log) as watchdog,
+        Profiler(config.profile, run_dir, strategy) as profiler,
         progress_bar(config.name, ranks.is_first) as show,
     ):
         job = Job(
@@ -156,6 +164,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
             task=task,
             files_of=plan.files_of,
             monitor=monitor,
+            diagnosis=Diagnosis(config, run_dir, training.model, strategy, monitor),
+            profiler=profiler,
             stop=stop,
             watchdog=watchdog,
             save=lambda: saves.save(checkpoint()),
@@ -165,7 +175,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
     return training.metrics
 
 
-def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
+def train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
     return TrainPlan(
         index,
         spec,
@@ -234,7 +244,7 @@ def _begin(
     )
 
 
-def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:
+def prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:
     """Rank 0 makes and checks the images for all, and keeps the config that passed every check."""
     folder = run_dir / "data"
 
@@ -243,6 +253,10 @@ def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Spl
             splits = prepare(config.data, folder, log.info, show)
         if config.cv.fold is not None:
             splits = resplit(splits, config.cv.folds, config.cv.fold, config.cv.stratified, config.seed)
+        if config.train_fraction < 1:
+            whole = len(splits.train)
+            splits = replace(splits, train=subset(splits.train, config.train_fraction, config.seed))
+            log.info("%d of %d training images (train_fraction)", len(splits.train), whole)
         for line in sampling_lines(config.sampling, splits.train, config.seed):
             log.info("%s", line)
         splits.save(folder)
