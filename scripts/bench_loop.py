@@ -17,10 +17,12 @@ from configs.schema import TrainConfig
 from data.loader import Batch, Loader, LoaderState
 from deploy.input_spec import InputSpec
 from train.checkpoint import Progress
+from train.diagnosis import Diagnosis
 from train.loop import Job, Training, train_epoch
 from train.model import build_model
 from train.monitor import Monitor
 from train.optim import build_optimizer
+from train.profiler import Profiler
 from train.stop import StopRequest
 from train.strategy import Strategy
 from train.task import classification
@@ -103,6 +105,8 @@ def our_training(config: TrainConfig, spec: InputSpec, strategy: Strategy) -> It
             progress=Progress(),
             metrics={},
         )
+        monitor = Monitor(folder, 0, evaluated=False, enabled=strategy.ranks.is_first)
+        stack.callback(monitor.close)
         job = Job(
             config=config,
             spec=spec,
@@ -110,13 +114,14 @@ def our_training(config: TrainConfig, spec: InputSpec, strategy: Strategy) -> It
             strategy=strategy,
             task=classification(config, np.full(spec.num_classes, 100), device),
             files_of=lambda step: [],
-            monitor=Monitor(folder, 0, evaluated=False, enabled=strategy.ranks.is_first),
+            monitor=monitor,
+            diagnosis=Diagnosis(config, folder, model, strategy, monitor),
+            profiler=Profiler(config.profile, folder, strategy),
             stop=stack.enter_context(StopRequest(folder / "log")),
             watchdog=stack.enter_context(Watchdog(600, folder / "log")),
             save=lambda: None,
             show=lambda done, total, text: None,
         )
-        stack.callback(job.monitor.close)
         yield training, job
 
 
