@@ -24,6 +24,7 @@ from train.state import local
 from train.stop import StopRequest
 from train.strategy import Strategy
 from train.task import Task, draws_for
+from train.transfer import keep_frozen
 from train.watchdog import Watchdog
 from train.window import Window
 
@@ -79,6 +80,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
     steps_per_epoch = len(loader) // config.accumulate
     start, end = progress.epoch * steps_per_epoch, (progress.epoch + 1) * steps_per_epoch
     training.prepared.train()
+    keep_frozen(training.model)
     window = Window(strategy)
     batches = iter(loader)
     title = text = f"epoch {progress.epoch + 1} of {config.epochs}"

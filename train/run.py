@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import os
 import time
@@ -37,7 +38,9 @@ from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
 from train.task import classification
+from train.transfer import freeze
 from train.watchdog import Watchdog
+from train.weights import starting_weights
 
 BEST = "best.pt"
 
@@ -146,6 +149,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
         if progress.epoch == config.epochs:
             log.info("this run is complete: all %d epochs are done", config.epochs)
         while progress.epoch < config.epochs and not _has_stalled(config, progress, strategy):
+            thaw(training, config, strategy)
             finished = train_epoch(training, loaders[0], job)
             result = evaluate(training.evaluated, loaders[1], job) if finished else None
             if result is None:
@@ -217,14 +221,18 @@ def _begin(
 ) -> tuple[Training, Saves, dict[str, float]]:
     """The network and all that trains it, as new or as the last checkpoint has it, and its metrics."""
     torch.manual_seed(config.seed)
-    model = build_model(config.model, spec.num_classes, load_pretrained=True).to(strategy.device)
+    model = build_model(config.model, spec.num_classes)
+    if config.model.weights is not None and not strategy.on_first(lambda: bool(checkpoints(run_dir))):
+        # Read once for all ranks, of which only the first need have the file.
+        model.load_state_dict(strategy.on_first(partial(starting_weights, config.model, model)), strict=False)
+    model = model.to(strategy.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model) if config.ema_decay else None
     strategy.shard(model)
     if average is not None:
         strategy.shard(average)
-    optimizer = build_optimizer(config.optim, model)
+    optimizer = build_optimizer(config.optim, model, config.transfer.lr_decay)
     scaler = torch.amp.GradScaler(strategy.device.type, enabled=strategy.precision == "fp16")
     saves = Saves(run_dir, strategy)
     saved = saves.restore(model, average, optimizer)
@@ -236,7 +244,21 @@ def _begin(
     if config.compile:
         model.compile()
     progress, metrics = (saved.progress, saved.metrics) if saved is not None else (Progress(), {})
+    freeze(model, config.transfer, progress.epoch)
     return Training(model, strategy.prepare(model), optimizer, scaler, ema, progress), saves, metrics
+
+
+def thaw(training: Training, config: TrainConfig, strategy: Strategy) -> None:
+    """At the start of an epoch: let those stages train whose time has come."""
+    if not freeze(training.model, config.transfer, training.progress.epoch):
+        return
+    # The wrapper before has hooks on the same parameters: it must be gone when the new one puts up its own.
+    training.prepared = training.model
+    gc.collect()
+    if config.compile:
+        # Each schedule's graphs are new; the old ones would count towards the limit of recompilations.
+        torch.compiler.reset()
+    training.prepared = strategy.prepare(training.model)
 
 
 def _has_stalled(config: TrainConfig, progress: Progress, strategy: Strategy) -> bool:
