@@ -164,7 +164,7 @@ def _finish_gradients(
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         squared = torch.nn.utils.get_total_norm(gradients).to(job.strategy.device) ** 2
         norm = job.strategy.sum_parts(squared).sqrt()
-        if config.clip_grad_norm:
+        if config.clip_grad_norm and gradients:  # a rank of a pipeline may hold frozen stages only
             torch._foreach_mul_(gradients, (config.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
