@@ -19,11 +19,11 @@ from tests.test_saves import overrides as overrides_of_saves
 from tests.test_strategy import images as batch_of
 from tests.test_strategy import small_net, strategy_here
 from train.checkpoint import Progress, load_checkpoint
-from train.loop import Job, Training
+from train.loop import Job, Training, train_epoch
 from train.model import build_model, stages
 from train.optim import build_optimizer, set_lr
 from train.strategy import Strategy, Tensors
-from train.transfer import num_frozen
+from train.transfer import freeze, num_frozen
 
 # Of the four epochs, one trains the head alone; then a stage thaws in each. 4 steps an epoch.
 SCHEDULE = ("epochs=4", "transfer.frozen_epochs=1", "transfer.gradual=1", "transfer.lr_decay=0.5")
@@ -109,7 +109,6 @@ def test_frozen_stages_stay_bit_for_bit_and_thawed_ones_move(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = [start(tmp_path / "w.pt")]
-    train_epoch = story.train_epoch
 
     def record(training: Training, loader: Any, job: Job) -> bool:
         finished = train_epoch(training, loader, job)
@@ -164,7 +163,7 @@ def epochs(name: str) -> list[dict[str, Any]]:
     wanted = config("transfer.frozen_epochs=1", "transfer.gradual=1", "model.weights=imagenet")
     net = small_net()
     strategy.shard(net)
-    story.freeze(net, wanted.transfer, 0)
+    freeze(net, wanted.transfer, 0)
     optimizer = build_optimizer(wanted.optim, net, lr_decay=0.5)
     set_lr(optimizer, 0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)

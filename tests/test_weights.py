@@ -203,7 +203,7 @@ def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:
     [
         ("w.pt", None, "no such file"),
         ("w.pt", b"not a pickle", "truncated"),
-        ("w.safetensors", b"no header", "cannot be read|another package"),
+        ("w.safetensors", b"no header", "cannot be read|needs safetensors"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told(
@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_read_is_told(
 
 
 def test_a_file_without_weights_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="no tensors by name"):
+    with pytest.raises(LabError, match="no weights by name"):
         started(config(weights=saved(tmp_path / "w.pt", {"epoch": 3})))
 
 
