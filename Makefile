@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format lock clean
+.PHONY: help setup demo test test-slow lint format lock horovod clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lock: ## write requirements.lock anew from pyproject.toml, for every Python and 
 	PYTHONPATH=$(VENV)/uv $(PYTHON) -m uv pip compile pyproject.toml --extra dev --universal --upgrade \
 	    --python-version 3.10 --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	    -q -o requirements.lock
+
+horovod: $(VENV)/installed ## build Horovod for the torch in .venv, in minutes, and install it (docs/horovod.md)
+	scripts/install_horovod.sh --python $(BIN)/python
 
 clean: ## remove runs, data sets and caches; .venv stays
 	rm -rf runs datasets .mypy_cache .pytest_cache .ruff_cache

@@ -191,7 +191,7 @@ def run_command(
 
     told(run if shows or sweep is None or not given.multirun else run_sweep)
     if mistakes:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":
             print(*(f"error: {mistake}" for mistake in mistakes), sep="\n", file=sys.stderr)
         sys.exit(2)
 

@@ -103,13 +103,32 @@ class AugmentConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class StorageConfig:
+    """How images in an object store or in shards are reached."""
+
+    retries: Count
+    """Further tries after a request that failed: refused, too slow, cut off or short."""
+    backoff_s: PositiveFloat
+    """Before the second try; doubled before each further one, up to half a minute."""
+    timeout_s: PositiveFloat
+    """Of one try to read one image, or one part of a shard."""
+    concurrency: PositiveInt
+    """Requests at a time of one process."""
+    cache_gib: PositiveFloat
+    """Of shards below `cache_dir`; more are kept only while all are in use."""
+    shuffle_shards: PositiveInt
+    """Shards that are mixed at a time when training reads shards."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class _Data:
     input: InputConfig
     augment: AugmentConfig
+    storage: StorageConfig
     on_bad: Literal["stop", "quarantine"]
     """What to do with images that do not decode: stop with a list of them, or leave them out and say so."""
     cache_dir: str
-    """Results of the check and converted copies of images; safe to delete."""
+    """Results of the check, converted copies of images and shards that were downloaded; safe to delete."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -122,6 +141,7 @@ class DigitsConfig(_Data):
 class ImageFolderConfig(_Data):
     name: Literal["image_folder"]
     root: str
+    """A folder or a URL such as s3://bucket/photos."""
     train_split: str
     """Folder below `root` with a folder a class. Where `root` itself holds the class folders, both splits
     are cut from it."""
@@ -195,8 +215,17 @@ class ManifestConfig(_Data):
     """Of a training image; impute: the median of its class."""
 
 
+@dataclass(config=_CLOSED, frozen=True)
+class ShardsConfig(_Data):
+    name: Literal["shards"]
+    root: str
+    """A folder or a URL that `python -m data.shards` wrote."""
+    val_root: str | None
+    """Where the validation shards are, if not below `root`."""
+
+
 DataConfig = Annotated[
-    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig,
+    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig | ShardsConfig,
     Field(discriminator="name"),
 ]
 
@@ -253,6 +282,19 @@ SamplingConfig = Annotated[
     ShuffleConfig | BalancedConfig | WeightedConfig | OverConfig | UnderConfig | BootstrapConfig,
     Field(discriminator="name"),
 ]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class WriteShardsConfig:
+    """`python -m data.shards`."""
+
+    out: str
+    """A folder or a URL for the shards."""
+    shard_mib: PositiveInt
+    """Images of one shard, MiB; a larger image has a shard of its own."""
+    seed: Seed
+    """Of the order in which the images are dealt to the shards."""
+    data: DataConfig
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -321,12 +363,25 @@ OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 @dataclass(config=_CLOSED, frozen=True)
 class StrategyConfig:
-    name: Literal["auto", "single", "ddp", "fsdp", "pipeline"]
-    """`auto` is DDP under a launcher and a single process without."""
+    name: Literal["auto", "single", "ddp", "fsdp", "pipeline", "horovod"]
+    """`auto` is DDP under torchrun, Horovod under horovodrun, and a single process without a launcher."""
     timeout_s: PositiveFloat
     """A step that takes longer has lost a rank, or hangs: the run ends with the stacks of all threads."""
     microbatches: PositiveInt
     """Of strategy=pipeline: parts of a batch that are on their way at the same time."""
+    compression: Literal["none", "fp16"]
+    """Of strategy=horovod: of the gradients on their way between the ranks."""
+    elastic: bool
+    """Of strategy=horovod: go on with the workers that are left, or have come."""
+
+    @model_validator(mode="after")
+    def _horovod_only(self) -> StrategyConfig:
+        if self.name not in ("auto", "horovod") and (self.compression != "none" or self.elastic):
+            raise ValueError(
+                f"compression={self.compression} and elastic={str(self.elastic).lower()} are for "
+                f"strategy=horovod, not {self.name}"
+            )
+        return self
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -450,6 +505,10 @@ class TrainConfig:
             problems.append(
                 "transfer.frozen_epochs and transfer.gradual freeze what model.weights gives, with null a "
                 "random network: use model.weights=imagenet or a file"
+            )
+        if self.strategy.elastic and (self.run_dir is None or not self.resume):
+            problems.append(
+                "strategy.elastic=true needs run_dir=... and resume=true: it goes on from the checkpoint"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from configs.schema import LoaderConfig
+from configs.schema import DataConfig, LoaderConfig
 from data.loader import Decoding, Loader, PlanLoader
 from data.plan import Plan
+from data.reader import LOCAL, reader_of
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
@@ -20,10 +21,15 @@ def build_loader(
     *,
     channels_last: bool = False,
     local_world: int = 1,
+    data: DataConfig | None = None,
 ) -> Loader:
-    """The loader that the config names, imported only here so that a machine needs only that one."""
+    """The loader that the config names, imported only here so that a machine needs only that one.
+
+    `data` says how images in shards or in a store are reached; None where all are plain local files.
+    """
     threads = config.threads or max(1, usable_cores() // local_world)
-    decoding = Decoding(spec, device, threads, config.prefetch, channels_last)
+    reader = reader_of(data, plan.index) if data else LOCAL
+    decoding = Decoding(spec, device, threads, config.prefetch, channels_last, reader)
     if config.name == "dali":
         try:
             from data.dali_stream import DaliStream

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from configs.schema import LoaderConfig
+from configs.schema import DataConfig, LoaderConfig
 from data.build import build_loader
 from data.index import Index
 from data.plan import EvalPlan
@@ -30,10 +30,15 @@ def choose_images(train: Index, num_images: int, seed: int) -> Index:
     return train.take(np.sort(by_class[np.linspace(0, len(train) - 1, num_images).round().astype(np.int64)]))
 
 
-def image_batches(index: Index, spec: InputSpec, config: LoaderConfig) -> Iterator[npt.NDArray[np.float32]]:
-    """float32 [n, 3, size, size] of every image once, prepared for evaluation by the loader of the config."""
+def image_batches(
+    index: Index, spec: InputSpec, config: LoaderConfig, data: DataConfig | None = None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """float32 [n, 3, size, size] of every image once, prepared for evaluation by the loader of the config.
+
+    `data` as in `build_loader`.
+    """
     plan = EvalPlan(index, spec, batch_size=min(_BATCH, len(index)), rank=0, world=1)
-    loader = build_loader(config, plan, spec, torch.device("cpu"))
+    loader = build_loader(config, plan, spec, torch.device("cpu"), data=data)
     try:
         for batch in loader:
             yield batch.images[batch.labels >= 0].numpy()

@@ -9,18 +9,22 @@ that the next run reads none.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from data.fetch import is_plain
+from data.reader import LOCAL, Reader
 from deploy.errors import LabError
 
 # EXIF orientations 5 to 8 lay the picture on its side.
@@ -43,18 +47,29 @@ class Checked:
 
 
 def check_images(
-    paths: Sequence[str], cache_dir: Path, threads: int, advance: Callable[[int], None]
+    paths: Sequence[str],
+    cache_dir: Path,
+    threads: int,
+    advance: Callable[[int], None],
+    reader: Reader = LOCAL,
+    versions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Checked]:
-    """Decode every file that is not in the cache; `advance` hears of each one done. Keeps the order."""
+    """Decode every file that is not in the cache; `advance` hears of each one done. Keeps the order.
+
+    `versions` tell of objects in a store what the time of change tells of a file. Raises LabError where a
+    store fails, which is no finding about an image.
+    """
     cache_file = cache_dir / "checked.jsonl"
     known = _read_cache(cache_file)
-    keys = [_key(path) for path in paths]
+    keys = [_key(path, versions.get(path)) for path in paths]
     todo = [i for i, key in enumerate(keys) if key not in known]
     advance(len(paths) - len(todo))
     if todo:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(threads) as pool, cache_file.open("a") as cache:
-            results = pool.map(lambda i: check_image(paths[i], cache_dir / "converted", keys[i]), todo)
+            results = pool.map(
+                lambda i: check_image(paths[i], cache_dir / "converted", keys[i], reader), todo
+            )
             for i, result in zip(todo, results, strict=True):
                 known[keys[i]] = result
                 # A broken file may be mended without a trace in its size or time (a mount that was away).
@@ -65,13 +80,16 @@ def check_images(
     return [known[key] for key in keys]
 
 
-def check_image(path: str, converted_dir: Path, key: str) -> Checked:
+def check_image(path: str, converted_dir: Path, key: str, reader: Reader = LOCAL) -> Checked:
     """Open and decode one file."""
+    content = None if is_plain(path) else reader.read(path)
+    if content == b"":
+        return Checked(path, 0, 0, "0 bytes", True)
     try:
         path.encode()  # DALI and torch take no other names
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.format == "PNG":
-                _require_whole_png(path)
+                _require_whole_png(Path(path).read_bytes() if content is None else content)
             why = _read_differently(image)
             if not why:
                 sideways = image.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
@@ -107,9 +125,9 @@ def _read_differently(image: ImageFile.ImageFile) -> str:
     return ""
 
 
-def _require_whole_png(path: str) -> None:
+def _require_whole_png(encoded: bytes) -> None:
     """Walk all chunks: Pillow forgives wrong checksums and a torn end, at which torchvision crashes."""
-    content = memoryview(Path(path).read_bytes())
+    content = memoryview(encoded)
     at, kind = 8, b""
     try:
         while kind != b"IEND":
@@ -154,7 +172,9 @@ def sort_out(checked: Sequence[Checked], on_bad: str, report: Path) -> tuple[lis
     return [not c.broken for c in checked], summary
 
 
-def _key(path: str) -> str:
+def _key(path: str, version: str | None) -> str:
+    if version is not None:
+        return hashlib.sha256(f"{path}\0{version}".encode()).hexdigest()[:32]
     try:
         stat = os.stat(path)
         identity = f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
@@ -174,7 +194,7 @@ def _cache_rows(path: Path) -> Iterator[tuple[str, Checked]]:
             key, result = row.pop("key"), Checked(**row)
         except (ValueError, TypeError, KeyError):
             continue  # a torn line: that file is checked again
-        if os.path.exists(result.path):
+        if not is_plain(result.path) or os.path.exists(result.path):
             yield key, result
 
 

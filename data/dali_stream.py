@@ -12,8 +12,10 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from data.dali_ops import DTYPES, NDIM, PER_OP, apply_op, op_inputs
+from data.fetch import is_plain
 from data.loader import Batch, Decoding
 from data.plan import BatchPlan, Plan
+from data.reader import ReadAhead
 from deploy.input_spec import InputSpec
 
 Source = Callable[[], tuple[Any, ...]]
@@ -26,14 +28,17 @@ always filters."""
 class DaliStream:
     """See `data.loader.Stream`.
 
-    DALI is fed file names and windows and has no random state, so a position needs no snapshot of it: a
-    pipeline that starts at any position gives the same stream. It runs `prefetch` batches ahead.
+    DALI is fed file names (or encoded images, where not all are plain local files) and windows and has no
+    random state, so a position needs no snapshot of it: a pipeline that starts at any position gives the same
+    stream. It runs `prefetch` batches ahead.
     """
 
     def __init__(self, plan: Plan, decoding: Decoding, position: int) -> None:
         self._plan = plan
         self._decoding = decoding
-        self._files = [np.frombuffer(path.encode(), np.uint8) for path in plan.index.paths]
+        by_name = all(map(is_plain, plan.index.paths))
+        self._files = [np.frombuffer(path.encode(), np.uint8) for path in plan.index.paths] if by_name else []
+        self._ahead = None if by_name else ReadAhead(plan, position, decoding.reader, decoding.prefetch)
         self._fed: deque[BatchPlan] = deque()
         self._next_fed = position
         device = decoding.device
@@ -44,6 +49,7 @@ class DaliStream:
         self._pipeline: Any = images(
             self._feed,
             decoding.spec,
+            by_name=by_name,
             on_gpu=on_gpu,
             layout="HWC" if decoding.channels_last else "CHW",
             batch_size=plan.batch_size,
@@ -63,14 +69,21 @@ class DaliStream:
 
     def close(self) -> None:
         self._pipeline = None  # it ends its threads
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _feed(self) -> tuple[Any, ...]:
-        plan = self._plan.at(self._next_fed)
-        self._next_fed += 1
+        if self._ahead is None:
+            plan = self._plan.at(self._next_fed)
+            self._next_fed += 1
+            files = [self._files[row] for row in plan.rows]
+        else:
+            plan, contents = self._ahead.next()
+            files = [np.frombuffer(content, np.uint8) for content in contents]
         self._fed.append(plan)
         start, shape = np.split(plan.windows.astype(np.int32), 2, axis=1)
         common = (
-            [self._files[row] for row in plan.rows],
+            files,
             np.ascontiguousarray(start),
             np.ascontiguousarray(shape),
             plan.resized.astype(np.float32),
@@ -96,7 +109,14 @@ _pipeline = partial(pipeline_def, exec_dynamic=True, enable_conditionals=True)
 
 @_pipeline()  # type: ignore[untyped-decorator]  # DALI is untyped to us
 def _training_images(
-    source: Source, spec: InputSpec, *, on_gpu: bool, layout: str, num_ops: int, erases: bool
+    source: Source,
+    spec: InputSpec,
+    *,
+    by_name: bool,
+    on_gpu: bool,
+    layout: str,
+    num_ops: int,
+    erases: bool,
 ) -> Any:
     """Cut while decoding, resized in 8 bits, RandAugment, mirrored, normalised, erased: float32."""
     common = [types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.FLOAT, types.BOOL]
@@ -108,7 +128,7 @@ def _training_images(
         dtype=[*common, *DTYPES * num_ops, *[types.FLOAT] * more],
         ndim=[1, 1, 1, 1, 0, 2, 0, *NDIM * num_ops, *[1] * more],
     )
-    encoded = fn.io.file.read(files)
+    encoded = fn.io.file.read(files) if by_name else files
     images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **_decoding(on_gpu))
     if on_gpu:
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR)
@@ -128,7 +148,7 @@ def _training_images(
 
 
 @_pipeline()  # type: ignore[untyped-decorator]  # as above
-def _evaluation_images(source: Source, spec: InputSpec, *, on_gpu: bool, layout: str) -> Any:
+def _evaluation_images(source: Source, spec: InputSpec, *, by_name: bool, on_gpu: bool, layout: str) -> Any:
     """By the rule of the InputSpec: resized in floating point, not rounded, cut, normalised: float32."""
     files, start, shape, resized = fn.external_source(
         source,
@@ -137,7 +157,7 @@ def _evaluation_images(source: Source, spec: InputSpec, *, on_gpu: bool, layout:
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT],
         ndim=[1, 1, 1, 1],
     )
-    images = fn.decoders.image(fn.io.file.read(files), **_decoding(on_gpu))
+    images = fn.decoders.image(fn.io.file.read(files) if by_name else files, **_decoding(on_gpu))
     images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, dtype=types.FLOAT)
     images = fn.slice(images, start=start, shape=shape, axes=(0, 1))
     return _normalise(images, spec, layout, 0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.fetch import Stored, part_of
 from deploy.errors import LabError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
@@ -21,27 +23,47 @@ class Listing:
     class_names: tuple[str, ...]
     ignored: Counter[str]
     """Other files by suffix, so that what is left out is said."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of objects in a store, by path."""
     weights: list[float] | None = None
     """See `Index.weights`."""
     notes: list[str] = field(default_factory=list)
     """For the log."""
 
 
-def class_folders(root: Path) -> list[str]:
+def class_folders(root: Path | str, stored: Mapping[str, Stored] | None = None) -> list[str]:
+    """Names of the folders in `root`; `stored` as in `list_folder`."""
+    if stored is None:
+        names = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    else:
+        inside = [url.removeprefix(f"{root}/") for url in stored if url.startswith(f"{root}/")]
+        names = {name.partition("/")[0] for name in inside if "/" in name}
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _files_below(folder: str, stored: Mapping[str, Stored] | None) -> list[str]:
+    if stored is not None:
+        return sorted(url for url in stored if url.startswith(f"{folder}/"))
     return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+        os.path.join(at, file) for at, _, inside in os.walk(folder, followlinks=True) for file in inside
     )
 
 
-def list_folder(root: Path, class_names: tuple[str, ...] | None = None) -> Listing:
+def list_folder(
+    root: Path | str,
+    class_names: tuple[str, ...] | None = None,
+    stored: Mapping[str, Stored] | None = None,
+) -> Listing:
     """Images below `root`, labelled by the sorted names of its folders or by `class_names`.
 
+    Where `root` is a URL, `stored` are the objects below it, and a path holds the size that was listed: a
+    body of another length is then an error.
     Raises LabError where `root` is missing or empty, has one class only, or where its folders are not the
     given classes.
     """
-    if not root.is_dir():
+    if stored is None and not Path(root).is_dir():
         raise LabError(f"no folder {root}: give the folder that holds one folder of images a class")
-    folders = class_folders(root)
+    folders = class_folders(root, stored)
     if not folders:
         raise LabError(f"{root} holds no class folders: one folder of images a class is expected")
     names = class_names or tuple(folders)
@@ -56,12 +78,8 @@ def list_folder(root: Path, class_names: tuple[str, ...] | None = None) -> Listi
     ignored: Counter[str] = Counter()
     empty = []
     for label, name in enumerate(names):
-        files = sorted(
-            os.path.join(folder, file)
-            for folder, _, inside in os.walk(root / name, followlinks=True)
-            for file in inside
-            if not file.startswith(".")  # ._photo.jpg is what a Mac leaves beside photo.jpg
-        )
+        # ._photo.jpg is what a Mac leaves beside photo.jpg
+        files = [f for f in _files_below(f"{root}/{name}", stored) if not os.path.basename(f).startswith(".")]
         suffixes = [os.path.splitext(file)[1].lower() for file in files]
         images = [file for file, suffix in zip(files, suffixes, strict=True) if suffix in SUFFIXES]
         ignored.update(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES)
@@ -75,4 +93,8 @@ def list_folder(root: Path, class_names: tuple[str, ...] | None = None) -> Listi
         raise LabError(
             f"{root} has one class only, {names[0]!r}: a classifier needs at least two class folders"
         )
-    return Listing(paths, labels, names, ignored)
+    if stored is None:
+        return Listing(paths, labels, names, ignored, {})
+    sized = [part_of(path, 0, stored[path].size) for path in paths]
+    versions = {at: stored[path].version for at, path in zip(sized, paths, strict=True)}
+    return Listing(sized, labels, names, ignored, versions)

@@ -14,9 +14,23 @@ Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A tar of many images that is read as one file."""
+
+    file: str
+    """Path or URL."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Index:
     """Checked images of one split. `labels` int64 [n] index `class_names`; `shapes` int64 [n, 2] are height
-    and width in px, upright."""
+    and width in px, upright.
+
+    A path is a file's or a URL; `#offset+length` behind either, in bytes, means that part of it.
+    """
 
     paths: tuple[str, ...]
     labels: Int64
@@ -24,6 +38,8 @@ class Index:
     class_names: tuple[str, ...]
     weights: Float64 | None = None
     """[n], at least 0: how often `sampling=weighted` takes an image, relative to the others; None: all 1."""
+    shards: tuple[Shard, ...] = ()
+    """The files that the paths are parts of; empty where each image is a file of its own."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,6 +51,7 @@ class Index:
             self.shapes[rows],
             self.class_names,
             None if self.weights is None else self.weights[rows],
+            self.shards,
         )
 
     def save(self, path: Path) -> None:
@@ -44,6 +61,9 @@ class Index:
             "labels": self.labels,
             "shapes": self.shapes,
             "class_names": np.array(self.class_names, dtype=np.str_),
+            "shard_files": np.array([shard.file for shard in self.shards], dtype=np.str_),
+            "shard_sizes": np.array([shard.size for shard in self.shards], np.int64),
+            "shard_sha256": np.array([shard.sha256 for shard in self.shards], dtype=np.str_),
         }
         if self.weights is not None:
             columns["weights"] = self.weights
@@ -58,6 +78,15 @@ class Index:
                 table["shapes"],
                 tuple(table["class_names"].tolist()),
                 table.get("weights"),
+                tuple(
+                    Shard(file, size, sha256)
+                    for file, size, sha256 in zip(
+                        table["shard_files"].tolist(),
+                        table["shard_sizes"].tolist(),
+                        table["shard_sha256"].tolist(),
+                        strict=True,
+                    )
+                ),
             )
 
 
@@ -78,4 +107,5 @@ def concatenate(one: Index, other: Index) -> Index:
         np.concatenate([one.shapes, other.shapes]),
         one.class_names,
         weights,
+        tuple(dict.fromkeys(one.shards + other.shards)),
     )

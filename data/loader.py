@@ -12,8 +12,11 @@ import numpy as np
 import torch
 
 from data.check import check_images
+from data.fetch import is_url
 from data.index import Index
 from data.plan import Plan
+from data.reader import Reader
+from data.shard_cache import ShardsAhead
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
@@ -62,13 +65,15 @@ class Decoding:
     prefetch: int
     """Batches kept ready."""
     channels_last: bool
+    reader: Reader
+    """Of the images that are no plain local files."""
 
 
 class Stream(Protocol):
     """The batches of a plan from some position on, without end; what DALI and torch each implement."""
 
     def next(self) -> Batch:
-        """Raises RuntimeError where an image cannot be decoded."""
+        """Raises RuntimeError where an image cannot be decoded, LabError where it cannot be read."""
 
     def close(self) -> None: ...
 
@@ -83,6 +88,7 @@ class PlanLoader:
         self._decoding = decoding
         self._open_stream = open_stream
         self._stream: Stream | None = None
+        self._ahead: ShardsAhead | None = None
         self._position = 0
 
     def __len__(self) -> int:
@@ -108,29 +114,40 @@ class PlanLoader:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def _next(self) -> Batch:
         if self._stream is None:
+            cache = self._decoding.reader.cache
+            if cache is not None and any(is_url(shard.file) for shard in self._plan.index.shards):
+                self._ahead = ShardsAhead(self._plan, self._position, cache)
             self._stream = self._open_stream(self._plan, self._decoding, self._position)
         try:
             batch = self._stream.next()
+        except LabError:
+            self.close()
+            raise
         except RuntimeError as error:
             self.close()
             # It is not said which file it was; the batches in flight bound it.
             ahead = range(self._position, self._position + self._decoding.prefetch + 2)
             rows = np.unique(np.concatenate([self._plan.at(position).rows for position in ahead]))
-            changed = changed_images(self._plan.index.take(rows))
+            changed = changed_images(self._plan.index.take(rows), self._decoding.reader)
             if changed is None:
                 raise
             raise changed from error.with_traceback(None)  # whose frames would keep the stream alive
         self._position += 1
+        if self._ahead is not None:
+            self._ahead.used(self._position)
         return batch
 
 
-def changed_images(images: Index) -> LabError | None:
+def changed_images(images: Index, reader: Reader) -> LabError | None:
     """What to raise where decoding failed because an image is not what the check saw; None where all are."""
     with TemporaryDirectory() as cache:
-        now = check_images(images.paths, Path(cache), usable_cores(), lambda number: None)
+        now = check_images(images.paths, Path(cache), usable_cores(), lambda number: None, reader)
     changed = [
         f"  - {path}: {c.note or f'{c.width} x {c.height} px instead of {shape[1]} x {shape[0]}'}"
         for path, shape, c in zip(images.paths, images.shapes.tolist(), now, strict=True)

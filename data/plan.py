@@ -20,6 +20,7 @@ from data.augment import random_erasing, random_ops, training_size
 from data.draws import draws
 from data.index import Float64, Index, Int64
 from data.sampling import SHUFFLE, epoch_rows
+from data.shard_order import order_by_shard, shards_of_rows
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
@@ -73,7 +74,8 @@ class TrainPlan:
     """Shuffled, augmented training batches.
 
     `batch_size` is the global one of an optimiser step; each is dealt in `accumulate` batches, each of those
-    to `world` ranks. Raises LabError where that does not divide or the split has fewer images than a batch.
+    to `world` ranks. Images in shards are mixed within groups of `shuffle_shards` of them, or over all where
+    it is None. Raises LabError where that does not divide or the split has fewer images than a batch.
     """
 
     crop_first = True
@@ -91,6 +93,7 @@ class TrainPlan:
         seed: int,
         sampling: SamplingConfig = SHUFFLE,
         progressive: ProgressiveConfig | None = None,
+        shuffle_shards: int | None = None,
     ) -> None:
         parts = accumulate * world
         if batch_size % parts:
@@ -121,6 +124,8 @@ class TrainPlan:
         self._rank = rank
         self._steps = length // batch_size * accumulate
         self._accumulate = accumulate
+        self._window = shuffle_shards
+        self._shards = shards_of_rows(index) if index.shards and shuffle_shards else None
         self._order: tuple[int, Int64] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -165,7 +170,10 @@ class TrainPlan:
         known, order = self._order
         if epoch != known:
             rows = epoch_rows(self._sampling, self.index, self._seed, epoch)
-            order = rows[draws(self._seed, epoch, 0).permutation(len(rows))]
+            rng = draws(self._seed, epoch, 0)
+            order = rows[rng.permutation(len(rows))]
+            if self._shards is not None and self._window is not None:
+                order = order_by_shard(order, self._shards, self._window, rng)
             self._order = epoch, order  # at once, because the loader's thread asks too
         size = self.batch_size * self._world
         return order[step * size : (step + 1) * size]

@@ -16,15 +16,19 @@ from configs.schema import (
     DigitsConfig,
     ImageFolderConfig,
     ManifestConfig,
+    ShardsConfig,
     SyntheticConfig,
 )
 from data.check import check_images, sort_out
 from data.cifar10 import write_cifar10
 from data.digits import write_digits
+from data.fetch import is_url, list_tree
 from data.folder import Listing, class_folders, list_folder
 from data.folds import fold, held_out
 from data.index import Index, concatenate
 from data.manifest import read_manifest
+from data.reader import Reader
+from data.shard_manifest import shard_indexes
 from data.synthetic import write_synthetic
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
@@ -65,6 +69,8 @@ def prepare(
 
     `say` hears summaries, `advance` the number of images done of how many. Raises LabError.
     """
+    if isinstance(config, ShardsConfig):
+        return Splits(*shard_indexes(config, say, advance))
     train, val = _listings(config)
     for line in train.notes:
         say(line)
@@ -80,7 +86,10 @@ def prepare(
         done += number
         advance(done, len(files))
 
-    checked = check_images(files, Path(config.cache_dir), usable_cores(), count)
+    versions = train.versions | (val.versions if val else {})
+    reader = Reader(config.storage)
+    threads = max(usable_cores(), reader.threads if versions else 0)
+    checked = check_images(files, Path(config.cache_dir), threads, count, reader, versions)
     keep, summary = sort_out(checked, config.on_bad, folder / "images.tsv")
     for line in summary:
         say(line)
@@ -145,21 +154,27 @@ def _listings(config: DataConfig) -> tuple[Listing, Listing | None]:
 
 
 def _folder_listings(config: ImageFolderConfig) -> tuple[Listing, Listing | None]:
-    root = Path(config.root)
-    if not root.is_dir():
+    root = config.root.rstrip("/") or "/"
+    stored = list_tree(root, config.storage) if is_url(root) else None
+    if stored is None and not Path(root).is_dir():
         raise LabError(f"data.root={root}: no such folder; give the folder that holds your images")
-    here = class_folders(root)
+    if stored is not None and not stored:
+        raise LabError(
+            f"data.root={root}: no such bucket, or nothing below that prefix; give the address of the folder "
+            "that holds your images"
+        )
+    here = class_folders(root, stored)
     split_names = {config.train_split, config.val_split}
     if split_names <= set(here):
-        train = list_folder(root / config.train_split)
-        return train, list_folder(root / config.val_split, train.class_names)
+        train = list_folder(f"{root}/{config.train_split}", None, stored)
+        return train, list_folder(f"{root}/{config.val_split}", train.class_names, stored)
     if split_names & set(here):
         absent = (split_names - set(here)).pop()
         raise LabError(
             f"data.root={root} has folders {here} but no {absent!r}: "
             "name the two splits with data.train_split=... data.val_split=..."
         )
-    return list_folder(root), None
+    return list_folder(root, None, stored), None
 
 
 def _require_every_class(splits: Splits) -> None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 import torchvision.transforms.v2.functional as tv
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.io import ImageReadMode, decode_image
 
+from data.fetch import is_plain
 from data.loader import Batch, Decoding
 from data.plan import Plan
+from data.reader import Reader
 from data.torch_ops import apply_op
+from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
 Item = tuple[int, int, list[int], list[int], bool, list[int], list[float], list[int]]
@@ -26,10 +29,11 @@ class TorchStream:
     def __init__(self, plan: Plan, decoding: Decoding, position: int) -> None:
         self._decoding = decoding
         loader = DataLoader(
-            _Images(plan.index.paths, decoding.spec, plan.crop_first),
+            _Images(plan.index.paths, decoding.spec, plan.crop_first, decoding.reader),
             batch_sampler=_Items(plan, position),
             num_workers=decoding.threads,
             prefetch_factor=decoding.prefetch,
+            collate_fn=_collate,
             pin_memory=decoding.device.type == "cuda",
             # Of its own: by default it draws from the stream that dropout draws from.
             generator=torch.Generator(),
@@ -37,7 +41,10 @@ class TorchStream:
         self._batches: Any = iter(loader)
 
     def next(self) -> Batch:
-        images, labels = next(self._batches)
+        batch = next(self._batches)
+        if isinstance(batch, LabError):
+            raise batch
+        images, labels = batch
         device = self._decoding.device
         layout = torch.channels_last if self._decoding.channels_last else torch.contiguous_format
         images = images.to(device, non_blocking=True, memory_format=layout)
@@ -45,6 +52,10 @@ class TorchStream:
 
     def close(self) -> None:
         self._batches = None  # it ends its workers
+
+
+def _collate(items: list[tuple[torch.Tensor, int]] | LabError) -> Any:
+    return items if isinstance(items, LabError) else default_collate(items)
 
 
 class _Items:
@@ -75,14 +86,27 @@ class _Items:
 
 
 class _Images(Dataset[tuple[torch.Tensor, int]]):
-    def __init__(self, paths: tuple[str, ...], spec: InputSpec, crop_first: bool) -> None:
+    def __init__(self, paths: tuple[str, ...], spec: InputSpec, crop_first: bool, reader: Reader) -> None:
         self._paths = paths
         self._spec = spec
         self._crop_first = crop_first
+        self._reader = reader
 
-    def __getitem__(self, item: Item) -> tuple[torch.Tensor, int]:
-        row, label, window, resized, flip, ops, parameters, erased = item
-        image = decode_image(self._paths[row], ImageReadMode.RGB, apply_exif_orientation=True)
+    def __getitems__(self, items: list[Item]) -> list[tuple[torch.Tensor, int]] | LabError:
+        """A batch; an error is a value, since raised in a worker it would come with that one's traceback."""
+        paths = [self._paths[row] for row, *_ in items]
+        if all(map(is_plain, paths)):
+            return [self._prepare(path, item) for path, item in zip(paths, items, strict=True)]
+        try:
+            contents = self._reader.read_all(paths)
+        except LabError as error:
+            return error
+        encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+        return [self._prepare(image, item) for image, item in zip(encoded, items, strict=True)]
+
+    def _prepare(self, source: str | torch.Tensor, item: Item) -> tuple[torch.Tensor, int]:
+        _, label, window, resized, flip, ops, parameters, erased = item
+        image = decode_image(source, ImageReadMode.RGB, apply_exif_orientation=True)
         if self._crop_first:
             image = tv.resize(tv.crop(image, *window), resized, antialias=True)
         else:

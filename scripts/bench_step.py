@@ -102,6 +102,7 @@ def main() -> int:
             scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
             ema=None,
             progress=Progress(),
+            metrics={},
         )
         job = Job(
             config=config,

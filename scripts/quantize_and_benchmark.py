@@ -22,6 +22,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
     from data.calibration import choose_images, image_batches
     from data.prepare import input_spec, prepare
+    from data.reader import local_copies, reader_of
     from deploy.bench import bench
     from deploy.bundle import Variant, file_sha256
     from deploy.results import append_measurements
@@ -50,10 +51,12 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        # The device's code, which measures here, reads whole files.
+        val = local_copies(splits.val, reader_of(data, splits.val), work / "val")
         fp32 = work / "fp32.onnx"
         export_onnx(model, spec, fp32)
-        checked = choose_images(splits.val, 256, config.seed)
-        exported = compare_onnx(model, fp32, image_batches(checked, spec, trained.loader))
+        checked = choose_images(val, 256, config.seed)
+        exported = compare_onnx(model, fp32, image_batches(checked, spec, trained.loader, data))
         say(
             f"exported: relative error {exported.relative_error:.1e} to torch, same class on "
             f"{exported.top1_agreement:.2%} of {exported.num_images} images"
@@ -61,7 +64,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
         images = choose_images(splits.train, config.calibration.num_images, config.seed)
         quantized = quantize_onnx(
             fp32,
-            image_batches(images, spec, trained.loader),
+            image_batches(images, spec, trained.loader, data),
             work,
             config.calibration.method,
             config.calibration.percentile,
@@ -89,7 +92,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
             name=trained.name,
             spec=spec,
             models={"fp32": fp32, "int8-cpu": work / U8_NAME, "int8": work / S8_NAME},
-            samples=choose_images(splits.val, config.num_samples, config.seed),
+            samples=choose_images(val, config.num_samples, config.seed),
             commands=[shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *overrides])],
         )
         # Measured here first, so that an older good bundle is only replaced by one that verifies.
@@ -103,9 +106,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
             threads=config.bench.threads,
             batches=config.bench.batches,
             seconds=config.bench.seconds,
-            images=[
-                (Path(p), int(label)) for p, label in zip(splits.val.paths, splits.val.labels, strict=True)
-            ],
+            images=[(Path(p), int(label)) for p, label in zip(val.paths, val.labels, strict=True)],
         )
         accuracy = {
             m.variant: {"top1": m.accuracy.top1, "num_images": m.accuracy.num_images} for m in measurements

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -18,6 +18,7 @@ from configs.load import from_yaml
 from deploy.errors import LabError
 from deploy.manifest import read_manifest
 from deploy.results import read_measurements
+from scripts import report_classes as classes
 from scripts import report_figures as plots
 from scripts import report_html as html
 from scripts.report_figures import Figure, Metrics, Series
@@ -59,8 +60,10 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 def read_run(folder: Path) -> Run:
     """Read what a run folder holds. Raises LabError when it holds none of SOURCES, or a broken one."""
     missing = tuple(name for name in SOURCES if not (folder / name).is_file())
-    if len(missing) == len(SOURCES):
-        raise LabError(f"{folder}: holds none of {', '.join(SOURCES)}; give the folder of a run")
+    details = classes.read_record(folder / classes.CLASSES), classes.read_record(folder / classes.CV)
+    if len(missing) == len(SOURCES) and details == (None, None):
+        known = (*SOURCES, classes.CLASSES, classes.CV)
+        raise LabError(f"{folder}: holds none of {', '.join(known)}; give the folder of a run")
     has = {name: name not in missing for name in SOURCES}
     return Run(
         path=folder,
@@ -69,7 +72,10 @@ def read_run(folder: Path) -> Run:
         measurements=read_measurements(folder / "results.jsonl") if has["results.jsonl"] else [],
         bundle=read_manifest(folder / "bundle") if has["bundle/bundle.json"] else None,
         config=(folder / "config.yaml").read_text(encoding="utf-8") if has["config.yaml"] else "",
-        missing=missing,
+        # The folder of a cross-validation has its folds' files in folders of their own.
+        missing=missing if details[1] is None else (),
+        classes=details[0],
+        cv=details[1],
     )
 
 
@@ -94,14 +100,18 @@ def render(runs: Sequence[Run]) -> str:
         raise LabError("the report needs plotly: pip install plotly") from error
     labels = _labels(runs)
     series = [Series(label, run.metrics, run.rows) for label, run in zip(labels, runs, strict=True)]
-    figures = _figures(series)
+    f1_leads = any(run.classes is not None and run.classes["headline"] == "macro_f1" for run in runs)
+    figures = _figures(series, f1_leads)
+    for i, run in enumerate(runs):
+        figures |= classes.figures(run.classes, run.cv, i)
     body = [
         *(
-            html.headline(run, label, i, len(runs))
+            html.headline(run, label, i, len(runs), classes.headline_cards(run.classes))
             for i, (run, label) in enumerate(zip(runs, labels, strict=True))
         ),
         html.results(runs, labels),
         html.latency_section(figures),
+        *_class_sections(runs, labels, figures),
         html.training_section(figures),
         html.provenance(runs, labels),
     ]
@@ -115,6 +125,17 @@ def render(runs: Sequence[Run]) -> str:
         # "<" never appears, so no text of ours can end the script element.
         figures=json.dumps(drawn, allow_nan=False).replace("<", "\\u003c"),
     )
+
+
+def _class_sections(
+    runs: Sequence[Run], labels: Sequence[str], figures: dict[str, Figure | None]
+) -> Iterator[str]:
+    alone = len(runs) == 1
+    for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        if run.classes is not None:
+            yield classes.section(run.classes, label, figures, i, alone)
+        if run.cv is not None:
+            yield classes.cross_validation(run.cv, label, figures, i, alone)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -151,7 +172,10 @@ def _story(run: Run) -> str:
     return ", ".join(words) or run.label
 
 
-def _figures(series: Sequence[Series]) -> dict[str, Figure | None]:
+def _figures(series: Sequence[Series], f1_leads: bool) -> dict[str, Figure | None]:
+    f1 = ("eval", "macro_f1", "macro F1", 100)
+    accuracies = [("eval", "top1", "top-1", 100), ("eval", "top5", "top-5", 100)]
+    accuracies = [f1, *accuracies] if f1_leads else [*accuracies, f1]
     return {
         "trade-off": plots.trade_off(series),
         "histogram": plots.histogram(series),
@@ -159,9 +183,7 @@ def _figures(series: Sequence[Series]) -> dict[str, Figure | None]:
         "loss": plots.curve(
             series, [("train", "loss", "training", 1), ("eval", "loss", "evaluation", 1)], "loss", log=True
         ),
-        "top1": plots.curve(
-            series, [("eval", "top1", "top-1", 100), ("eval", "top5", "top-5", 100)], "accuracy, %", log=False
-        ),
+        "top1": plots.curve(series, accuracies, "accuracy and macro F1, %", log=False),
         "lr": plots.curve(series, [("train", "lr", "learning rate", 1)], "learning rate", log=False),
         "speed": plots.curve(series, [("train", "images_per_s", "images/s", 1)], "images/s", log=False),
         "wait": plots.curve(

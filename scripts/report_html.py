@@ -32,22 +32,27 @@ class Run:
     bundle: Bundle | None
     config: str
     missing: tuple[str, ...]
+    classes: dict[str, Any] | None
+    """classes.json: each class of the last evaluation."""
+    cv: dict[str, Any] | None
+    """cv.json: the folds of a cross-validation."""
 
     @property
     def rows(self) -> list[Row]:
         return rows(self.measurements)
 
 
-def headline(run: Run, label: str, index: int, count: int) -> str:
+def headline(run: Run, label: str, index: int, count: int, lead: str) -> str:
+    """The figures of one run; `lead` stands before those of the device."""
     fp32 = next((r for r in run.rows if r.about.precision == "fp32"), None)
     quantised = [r for r in run.rows if r.about.precision.startswith("int")]
     best = min(quantised, key=lambda r: r.latency.p50_ms, default=fp32)
-    parts = []
+    parts = [lead]
     if best is not None:
         parts.append(f'<div class="figures">{"".join(_cards(fp32, best))}</div>')
-    parts += [_note(text) for text in notes(run.rows)]
+    parts += [note(text) for text in notes(run.rows)]
     parts += [
-        _note(f"{run.path / name} is not there: {SOURCES[name]} are missing here.") for name in run.missing
+        note(f"{run.path / name} is not there: {SOURCES[name]} are missing here.") for name in run.missing
     ]
     name = f'<div class="name">{_dot(index, count)}{escape(label)}</div>' if count > 1 else ""
     return f'<section class="run">{name}{"".join(parts)}</section>'
@@ -68,20 +73,20 @@ def _cards(fp32: Row | None, best: Row) -> list[str]:
     slower = best.speedup is not None and best.speedup < 1
     name = escape(best.about.variant)
     return [
-        _card(
+        card(
             f"Top-1, {name}",
             "-" if accuracy is None else f"{accuracy * 100:.2f}",
             "%",
             escape(before) + change,
         ),
-        _card(f"Size, {name}", f"{size:.1f}", "MiB", escape(smaller if fp32 else "FP32 was not measured")),
-        _card(
+        card(f"Size, {name}", f"{size:.1f}", "MiB", escape(smaller if fp32 else "FP32 was not measured")),
+        card(
             f"Latency p50, {name}",
             f"{best.latency.p50_ms:.2f}",
             "ms",
             f"FP32 {fp32.latency.p50_ms:.2f} ms" if fp32 else "FP32 was not measured",
         ),
-        _card(
+        card(
             "Slow-down" if slower else "Speed-up over FP32",
             "-" if best.speedup is None else f"{best.speedup:.2f}",
             "x",
@@ -91,7 +96,7 @@ def _cards(fp32: Row | None, best: Row) -> list[str]:
     ]
 
 
-def _card(label: str, value: str, unit: str, below: str, tone: str = "") -> str:
+def card(label: str, value: str, unit: str, below: str, tone: str = "") -> str:
     return (
         f'<div class="figure"><div class="label">{label}</div><div class="value {tone}">{value}'
         f'<small>{unit}</small></div><div class="from">{below}</div></div>'
@@ -154,8 +159,8 @@ def latency_section(figures: Mapping[str, Figure | None]) -> str:
     ]
     missing = ""
     if figures["tail"] and not figures["trade-off"]:
-        missing = _note("No accuracy was measured, so there is no plot of it: run the bench with --images.")
-    return missing + _panels(figures, panels, "") + _panels(figures, pair, "grid")
+        missing = note("No accuracy was measured, so there is no plot of it: run the bench with --images.")
+    return missing + plot_cards(figures, panels, "") + plot_cards(figures, pair, "grid")
 
 
 def training_section(figures: Mapping[str, Figure | None]) -> str:
@@ -167,10 +172,13 @@ def training_section(figures: Mapping[str, Figure | None]) -> str:
         ("wait", "Waiting for data", "Share of the time that the step waited for its batch."),
         ("norm", "Gradient norm", "Before clipping."),
     ]
-    return _panels(figures, panels, "grid")
+    return plot_cards(figures, panels, "grid")
 
 
-def _panels(figures: Mapping[str, Figure | None], panels: Sequence[tuple[str, str, str]], layout: str) -> str:
+def plot_cards(
+    figures: Mapping[str, Figure | None], panels: Sequence[tuple[str, str, str]], layout: str
+) -> str:
+    """Plots with a heading and a hint each, (name of the figure, heading, hint), where there is a figure."""
     cards = [
         f'<div class="card"><h2>{title}</h2><p class="hint">{hint}</p>'
         f'<div class="plot" id="{name}"></div></div>'
@@ -250,5 +258,5 @@ def _dot(index: int, count: int) -> str:
     )
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'

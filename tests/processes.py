@@ -19,7 +19,7 @@ _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours without a launcher's variables, with the repository importable from any folder."""
-    plain = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
+    plain = {k: v for k, v in os.environ.items() if k not in _LAUNCHER and not k.startswith("HOROVOD_")}
     return plain | {"PYTHONPATH": str(ROOT)} | dict(extra or {})
 
 

@@ -44,7 +44,7 @@ def checkpoint(step: int) -> Checkpoint:
         optimizer=optimizer_tensors(build_optimizer(CONFIG.optim, model), model),
         scaler={},
         loader={"position": step, "num_steps": 10},
-        progress=Progress(step=step, epoch=1, best_top1=0.5),
+        progress=Progress(step=step, epoch=1, best_score=0.5),
         metrics={"top1": 0.5},
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load, sweep_jobs
-from configs.schema import QuantizeConfig, TrainConfig
+from configs.schema import QuantizeConfig, TrainConfig, WriteShardsConfig
 from tests.processes import ROOT, python
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +48,11 @@ def test_sweeps_compose(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if "quantize_and_benchmark " in c])
 def test_compression_commands_compose(command: str) -> None:
     load("quantize_and_benchmark", QuantizeConfig, shlex.split(command.split("quantize_and_benchmark ")[1]))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if " -m data.shards " in c])
+def test_shard_commands_compose(command: str) -> None:
+    load("shards", WriteShardsConfig, shlex.split(command.split(" -m data.shards ")[1]))
 
 
 MODULES = sorted({m for c in commands() for m in re.findall(r"python3? -m ([\w.]+(?: bench| verify)?)", c)})

@@ -47,6 +47,21 @@ def fill(run: Path, *parts: str) -> Path:
     return run
 
 
+def class_table(num_classes: int, leads: str) -> dict[str, Any]:
+    rows = [
+        {"name": f"kind {i}", "train": 100 - i, "val": 10, "precision": None if i == 1 else 0.5,
+         "recall": 0.5, "f1": (i + 1) / (num_classes + 1), "auc_roc": 0.5, "average_precision": 0.25}
+        for i in range(num_classes)
+    ]  # fmt: skip
+    values = {"loss": 1.0, "top1": 0.875, "top5": 1.0, "macro_f1": 0.3125, "weighted_f1": 0.5}
+    values |= {"balanced_accuracy": 0.4375, "auc_roc": 0.5, "average_precision": 0.25}
+    return {
+        "step": 8, "epoch": 1, "num_images": 20, "headline": leads, "reason": f"{leads} leads for a reason",
+        "values": values, "classes": rows, "confusion": [[10] * num_classes] * num_classes,
+        "pr_curves": [{"name": "kind 0", "recall": [0, 1], "precision": [1, 0.5]}],
+    }  # fmt: skip
+
+
 def page_of(run: Path) -> str:
     """The page without plotly.js, which is not ours."""
     text = (run / "report.html").read_text()
@@ -176,9 +191,55 @@ def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "metrics.jsonl, line 10:" in capsys.readouterr().err
 
 
+def test_macro_f1_leads_the_page_where_it_leads_the_run(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run", "results", "metrics")
+    for leads in ("macro_f1", "top1"):
+        (run / "classes.json").write_text(json.dumps(class_table(3, leads)))
+        assert main([str(run)]) == 0
+        page = page_of(run)
+        cards = re.findall(r'<div class="label">(.*?)</div><div class="value ">(.*?)<', page)
+        assert (cards[0] == ("Macro F1", "31.25")) == (leads == "macro_f1")
+        assert (cards[0][0] == "Top-1, int8") == (leads == "top1")
+        assert f"{leads.capitalize()} leads for a reason" in page
+        assert {"pr-0", "confusion-0", "frequencies-0"} <= set(figures_of(page))
+
+
+def test_the_worst_classes_come_first_and_most_are_left_to_the_file(tmp_path: Path) -> None:
+    run = fill(tmp_path / "run", "metrics")
+    table = class_table(40, "top1")
+    table["classes"].reverse()
+    (run / "classes.json").write_text(json.dumps(table))
+    assert main([str(run)]) == 0
+    page = page_of(run)
+    found = re.findall(r"<tr><td>kind (\d+)</td>", page)
+    assert found == [str(i) for i in (*range(15), *range(35, 40))]
+    assert "The 15 worst and the 5 best of 40 classes" in page
+    assert re.search(r"<td>kind 1</td><td>99</td><td>10</td><td>-</td><td>50.0%</td>", page)
+
+
+def test_a_cross_validations_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    top1 = {"mean": 0.75, "std": 0.125, "values": [0.625, 0.875]}
+    evil = "<script>x"
+    unknown = {"mean": None, "std": None, "values": [None, 0.5]}
+    cv = {"folds": 2, "metrics": {"top1": top1, "auc_roc": unknown},
+          "confusion": [[3, 1], [0, 4]], "class_names": ["a", evil]}  # fmt: skip
+    (tmp_path / "cv.json").write_text(json.dumps(cv))
+    assert main([str(tmp_path)]) == 0
+    page = page_of(tmp_path)
+    assert "<td>top-1</td><td>75.0%</td><td>12.5%</td><td>62.5%, 87.5%</td>" in page
+    assert "<td>AUC-ROC</td><td>-</td><td>-</td><td>-, 50.0%</td>" in page
+    assert figures_of(page)["cv-confusion-0"]["data"][0]["z"] == [[0.75, 0.25], [0.0, 1.0]]
+    assert evil not in page
+    assert "is not there" not in page
+    (tmp_path / "cv.json").write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    assert "cv.json cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")
 def test_a_browser_draws_every_plot(tmp_path: Path) -> None:
     run = fill(tmp_path / "run", "results", "metrics", "bundle", "config")
+    (run / "classes.json").write_text(json.dumps(class_table(3, "macro_f1")))
     assert main([str(run)]) == 0
     browser = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -188,5 +249,5 @@ def test_a_browser_draws_every_plot(tmp_path: Path) -> None:
     ]  # fmt: skip
     drawn = subprocess.run(browser, capture_output=True, text=True, timeout=120, check=True).stdout
     wanted = set(figures_of(page_of(run)))
-    assert {"trade-off", "histogram", "tail"} <= wanted
+    assert {"trade-off", "histogram", "tail", "confusion-0"} <= wanted
     assert set(re.findall(r'<div class="plot js-plotly-plot" id="([^"]+)"', drawn)) == wanted

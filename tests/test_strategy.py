@@ -27,8 +27,13 @@ TWO = Ranks(1, 2, 1, 2, launched=True)
 
 
 def strategy_here(name: Any = "auto", microbatches: int = 1) -> Strategy:
-    config = StrategyConfig(name, timeout_s=60.0, microbatches=microbatches)
-    return build_strategy(config, Ranks.from_environ(), CPU, "fp32")
+    return build_strategy(strategy_config(name, microbatches), Ranks.from_environ(), CPU, "fp32")
+
+
+def strategy_config(name: Any, microbatches: int = 1, compression: Any = "none") -> StrategyConfig:
+    return StrategyConfig(
+        name, timeout_s=60.0, microbatches=microbatches, compression=compression, elastic=False
+    )
 
 
 def small_net() -> nn.Module:
@@ -104,6 +109,7 @@ def one_rank(name: str) -> dict[str, Any]:
     answers = {
         "sum": strategy.sum(torch.tensor([1.0 + rank, 10.0])).tolist(),
         "any": (strategy.any(rank == 1), strategy.any(False)),
+        "stops": (strategy.stops(rank == 1), strategy.stops(False)),
         "aligned": norm.running_mean.tolist(),
         "first": strategy.on_first(lambda: f"rank {rank} worked"),
         "error": told,
@@ -158,7 +164,9 @@ def test_microbatches_are_accumulated_passes(two_ranks: tuple[str, list[dict[str
 
 def test_every_rank_gets_the_same_answers(two_ranks: tuple[str, list[dict[str, Any]]]) -> None:
     name, ranks = two_ranks
-    same = {"any": (True, False), "first": "rank 0 worked", "error": "no such folder"}
+    same = {
+        "any": (True, False), "stops": (True, False), "first": "rank 0 worked", "error": "no such folder"
+    }  # fmt: skip
     for rank, got in enumerate(ranks):
         # Along a pipeline all ranks see the same images, so there is one replica, whose parts differ.
         one = {"sum": [1.0 + rank, 10.0], "aligned": [rank, rank], "gathered": None if rank else [0]}
@@ -179,7 +187,7 @@ def test_ignored_labels_count_nowhere() -> None:
 @pytest.mark.parametrize(
     ("name", "ranks", "remedy"),
     [
-        ("single", TWO, "strategy=ddp"),
+        ("single", TWO, "strategy=auto"),
         ("ddp", ALONE, "torchrun"),
         ("fsdp", ALONE, "torchrun"),
         ("pipeline", ALONE, "torchrun"),
@@ -187,7 +195,7 @@ def test_ignored_labels_count_nowhere() -> None:
 )
 def test_a_strategy_that_does_not_fit_the_launcher_is_refused(name: Any, ranks: Ranks, remedy: str) -> None:
     with pytest.raises(LabError, match=remedy):
-        build_strategy(StrategyConfig(name, timeout_s=60.0, microbatches=1), ranks, CPU, "fp32")
+        build_strategy(strategy_config(name), ranks, CPU, "fp32")
 
 
 def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import train.run as story
+import train.fit as fit_module
 from configs.load import load
 from configs.schema import TrainConfig, TransferConfig
 from tests.processes import python, run_ranks, torchrun
@@ -19,9 +19,11 @@ from tests.test_saves import overrides as overrides_of_saves
 from tests.test_strategy import images as batch_of
 from tests.test_strategy import small_net, strategy_here
 from train.checkpoint import Progress, load_checkpoint
+from train.fit import thaw
 from train.loop import Job, Training, train_epoch
 from train.model import build_model, stages
 from train.optim import build_optimizer, set_lr
+from train.run import run
 from train.strategy import Strategy, Tensors
 from train.transfer import freeze, num_frozen
 
@@ -115,9 +117,9 @@ def test_frozen_stages_stay_bit_for_bit_and_thawed_ones_move(
         states.append({name: value.clone() for name, value in training.model.state_dict().items()})
         return finished
 
-    monkeypatch.setattr(story, "train_epoch", record)
+    monkeypatch.setattr(fit_module, "train_epoch", record)
     # Weight decay, L1 and the moving average must let what is frozen alone, too.
-    story.run(config(*overrides(images, tmp_path / "run", tmp_path / "w.pt", "optim.weight_decay=0.1")))
+    run(config(*overrides(images, tmp_path / "run", tmp_path / "w.pt", "optim.weight_decay=0.1")))
     assert [moved(*states[epoch : epoch + 2]) for epoch in range(4)] == MOVING
     for epoch, names in enumerate(MOVING):
         statistics = {name for name in states[0] if "running_" in name and stage_of(name) in names}
@@ -135,24 +137,24 @@ def test_a_run_that_is_killed_between_two_thaws_continues_bit_for_bit(
 ) -> None:
     weights = tmp_path / "w.pt"
     start(weights)
-    story.run(config(*overrides(images, tmp_path / "whole", weights)))
+    run(config(*overrides(images, tmp_path / "whole", weights)))
     arguments = overrides(images, tmp_path / "run", weights)
     # In the third epoch's third step; the last checkpoint is after its second.
     assert python("-c", KILLER, "11", *arguments).returncode == -9
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").progress.step == 10
     # A checkpoint has all the weights: where they came from is not asked again.
     weights.unlink()
-    story.run(config(*arguments, "resume=true"))
+    run(config(*arguments, "resume=true"))
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_a_run_starts_from_another_runs_checkpoint(images: list[str], tmp_path: Path) -> None:
     start(tmp_path / "w.pt")
-    story.run(config(*overrides(images, tmp_path / "one", tmp_path / "w.pt")))
+    run(config(*overrides(images, tmp_path / "one", tmp_path / "w.pt")))
     first = load_checkpoint(tmp_path / "one" / "checkpoint.pt").weights
     checkpoint = tmp_path / "one" / "checkpoint.pt"
     only_head = ("epochs=1", "optim.warmup_epochs=0", "transfer.gradual=0")
-    story.run(config(*overrides(images, tmp_path / "two", checkpoint, *only_head)))
+    run(config(*overrides(images, tmp_path / "two", checkpoint, *only_head)))
     assert moved(first, load_checkpoint(tmp_path / "two" / "checkpoint.pt").model) == {"head"}
 
 
@@ -167,14 +169,14 @@ def epochs(name: str) -> list[dict[str, Any]]:
     optimizer = build_optimizer(wanted.optim, net, lr_decay=0.5)
     set_lr(optimizer, 0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    training = Training(net, strategy.prepare(net), optimizer, scaler, None, Progress())
+    training = Training(net, strategy.prepare(net), optimizer, scaler, None, Progress(), {})
     batch = batch_of(8)
     share = 8 // strategy.replicas
     mine = slice(strategy.replica * share, (strategy.replica + 1) * share)
     found = []
     for epoch in range(3):
         training.progress.epoch = epoch
-        story.thaw(training, wanted, strategy)
+        thaw(training, wanted, strategy)
         training.prepared.eval()
         for _ in range(2):
             strategy.backward(

@@ -38,7 +38,8 @@ class Progress:
     """Optimiser steps done."""
     epoch: int = 0
     """Epochs trained and evaluated."""
-    best_top1: float = -1.0
+    best_score: float = -1.0
+    """Of the run's headline (`train.class_metrics.headline`), at the ends of epochs."""
     best_epoch: int = 0
     nan_steps: int = 0
     """Steps left out because the loss or the gradients were not finite."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from deploy.errors import LabError
 from train.ranks import Ranks
+from train.strategy import first_for_all
 
 T = TypeVar("T")
 MARGIN_S = 30.0
@@ -57,21 +57,15 @@ class Group:
         dist.all_reduce(votes, group=self._votes)
         return bool(votes.item())
 
+    def stops(self, requested: bool) -> bool:
+        return self.any(requested)
+
     def on_first(self, work: Callable[[], T]) -> T:
-        outcome: list[Any] = [None, None]
-        failure: BaseException | None = None
-        if self.ranks.is_first:
-            try:
-                outcome[0] = work()
-            except Exception as error:
-                failure = error
-                outcome[1] = str(error) if isinstance(error, LabError) else f"rank 0 failed: {error!r}"
-        dist.broadcast_object_list(outcome, src=0, group=self.control)
-        if failure is not None:
-            raise failure
-        if outcome[1] is not None:
-            raise LabError(outcome[1])
-        return cast(T, outcome[0])
+        def broadcast(outcome: list[Any]) -> list[Any]:
+            dist.broadcast_object_list(outcome, src=0, group=self.control)
+            return outcome
+
+        return first_for_all(work, self.ranks, broadcast)
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
         parts = [torch.empty_like(values) for _ in range(self.ranks.world)] if self.ranks.is_first else None

@@ -51,8 +51,8 @@ class Place:
 
 
 def launched() -> bool:
-    """Whether a launcher such as torchrun started this process."""
-    return "RANK" in os.environ
+    """Whether a launcher, torchrun or horovodrun, started this process."""
+    return "RANK" in os.environ or "HOROVOD_RANK" in os.environ
 
 
 def require_no_launcher() -> None:

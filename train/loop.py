@@ -17,7 +17,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from train.checkpoint import Progress
 from train.ema import Ema
-from train.metrics import EvalCounts, EvalResult
+from train.metrics import EvalCounts, EvalResult, EvalScores
 from train.monitor import Monitor, log
 from train.optim import add_l1, lr_at, set_lr
 from train.state import local
@@ -43,6 +43,8 @@ class Training:
     scaler: torch.amp.GradScaler
     ema: Ema | None
     progress: Progress
+    metrics: dict[str, float]
+    """Of the last evaluation."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -87,7 +89,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
     while progress.step < end:
         job.watchdog.beat()
         job.show(progress.step - start, steps_per_epoch, text)
-        if progress.step % STOP_CHECK_STEPS == 0 and strategy.any(job.stop.requested):
+        if progress.step % STOP_CHECK_STEPS == 0 and strategy.stops(job.stop.requested):
             return False
         # Dropout draws from here on, so that a continued run draws what the uninterrupted one did.
         torch.manual_seed((config.seed << 40) + (progress.step << 12) + strategy.ranks.rank)
@@ -133,20 +135,27 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, loader: Loader, job: Job) -> EvalResult | None:
-    """Over every image exactly once, whatever the number of ranks. None where a stop was asked for."""
+def evaluate(network: nn.Module, loader: Loader, job: Job, *, collect: bool) -> EvalResult | None:
+    """Over every image exactly once, whatever the number of ranks. None where a stop was asked for.
+
+    `collect` brings every image's probabilities to rank 0, and with them what the curves take.
+    """
     strategy = job.strategy
     strategy.align(network)
     network.eval()
     counts = EvalCounts(job.spec.num_classes, strategy.device)
+    scores = EvalScores() if collect else None
     for number, batch in enumerate(loader):
         job.watchdog.beat()
-        if number % STOP_CHECK_STEPS == 0 and strategy.any(job.stop.requested):
+        if number % STOP_CHECK_STEPS == 0 and strategy.stops(job.stop.requested):
             return None
-        counts.add(strategy.logits(network, batch.images), batch.labels)
+        logits = strategy.logits(network, batch.images)
+        counts.add(logits, batch.labels)
+        if scores is not None:
+            scores.add(logits, batch.labels)
         job.show(number + 1, len(loader), "evaluation")
     counts.values = strategy.sum(counts.values)
-    return counts.result()
+    return counts.result(scores.gather(strategy) if scores is not None else None)
 
 
 def _finish_gradients(

@@ -13,7 +13,7 @@ from train.monitor import own_mistakes
 
 
 def require_resume(config: TrainConfig) -> None:
-    """Raises LabError where torchrun would restart a run that then would not go on from its checkpoint."""
+    """Raises LabError where torchrun would restart a run that then could not go on from its checkpoint."""
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     missing = ["run_dir=runs/NAME"] if config.run_dir is None else []
     missing += [] if config.resume else ["resume=true"]
@@ -21,6 +21,13 @@ def require_resume(config: TrainConfig) -> None:
         raise LabError(
             f"--max-restarts={restarts}, but a restarted run would not find its checkpoint: "
             f"add {' '.join(missing)}, or leave --max-restarts out"
+        )
+    # torchrun would keep one store for all lives, in which ranks find the addresses of the life before and,
+    # in a race, try to connect to those.
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise LabError(
+            f"--max-restarts={restarts}, but torchrun shares its store with the ranks, and new ones may "
+            "read an address of the life before in it: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
         )
 
 

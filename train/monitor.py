@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.logging import RichHandler
@@ -20,6 +21,7 @@ from torch.utils.tensorboard import summary
 
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from train.class_metrics import known
 from train.events import EventLog
 from train.metrics import EvalResult
 
@@ -29,6 +31,8 @@ log_file = logging.getLogger("edgelab.file")
 _console = Console(stderr=True)
 MAX_DRAWN_CLASSES = 50
 """A confusion matrix of more cells than this a side cannot be read."""
+MAX_PR_CURVES = 20
+"""In TensorBoard; of more classes, those with the fewest images."""
 
 
 def start_logging(folder: Path, rank: int) -> None:
@@ -37,6 +41,8 @@ def start_logging(folder: Path, rank: int) -> None:
     file = logging.FileHandler(folder / f"rank{rank}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger, handlers in ((log, [file, *_console_handlers(rank)]), (log_file, [file])):
+        for old in logger.handlers:
+            old.close()
         logger.handlers[:] = handlers
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -100,10 +106,18 @@ class Monitor:
         self._record("train", step, epoch, values)
 
     def eval(self, step: int, epoch: int, result: EvalResult, class_names: tuple[str, ...]) -> None:
-        self._record("eval", step, epoch, {"loss": result.loss, "top1": result.top1, "top5": result.top5})
-        if self.enabled and len(class_names) <= MAX_DRAWN_CLASSES:
+        self._record("eval", step, epoch, result.values)
+        if not self.enabled:
+            return
+        if len(class_names) <= MAX_DRAWN_CLASSES:
             picture = draw_confusion(result.confusion, class_names)
             self._events.add(summary.image("eval/confusion", picture, dataformats="CHW"), step)
+        if result.scores is not None:
+            # By the images and not by F1, so that the curves are of the same classes in every epoch.
+            for label in np.argsort(result.classes.support, kind="stable")[:MAX_PR_CURVES]:
+                positive, scores = result.scores.labels == label, result.scores.probabilities[:, label]
+                tag = f"eval/pr_curve/{class_names[label]}"
+                self._events.add(summary.pr_curve(tag, positive, scores), step)
 
     def inputs(self, step: int, images: torch.Tensor, spec: InputSpec) -> None:
         """The first images of a batch as the network sees them, brought back to 0..1 for the eye."""
@@ -124,10 +138,12 @@ class Monitor:
     def _record(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
         if not self.enabled:
             return
-        self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
+        numbers = {name: known(value) for name, value in values.items()}
+        self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **numbers}) + "\n")
         self._metrics.flush()
-        for name, value in values.items():
-            self._events.add(summary.scalar(f"{kind}/{name}", value), step)
+        for name, number in numbers.items():
+            if number is not None:
+                self._events.add(summary.scalar(f"{kind}/{name}", number), step)
 
 
 def draw_confusion(confusion: torch.Tensor, class_names: tuple[str, ...]) -> Any:

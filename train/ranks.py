@@ -9,6 +9,12 @@ import torch
 
 from deploy.errors import LabError
 
+VARIABLES = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "horovodrun": ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+}
+"""What each launcher sets: rank, world, and both on the machine."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -18,6 +24,8 @@ class Ranks:
     local_world: int
     launched: bool
     """Whether a launcher such as torchrun started this process."""
+    horovod: bool = False
+    """Whether that launcher is horovodrun."""
 
     @property
     def is_first(self) -> bool:
@@ -25,18 +33,25 @@ class Ranks:
 
     @classmethod
     def from_environ(cls) -> Ranks:
-        """As torchrun sets it. Raises LabError where only a part of it is set."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        given = {name: os.environ[name] for name in names if name in os.environ}
-        if not given:
-            return cls(0, 1, 0, 1, launched=False)
-        if len(given) < len(names):
+        """As torchrun or horovodrun sets it. Raises LabError where only a part of it is set, or both are."""
+        found = []
+        for launcher, names in VARIABLES.items():
+            given = {name: os.environ[name] for name in names if name in os.environ}
+            if not given:
+                continue
+            if len(given) < len(names):
+                raise LabError(
+                    f"the environment has {sorted(given)} but not {sorted(set(names) - set(given))}: "
+                    f"start with {launcher}, which sets them all, or unset them"
+                )
+            rank, world, local_rank, local_world = (int(given[name]) for name in names)
+            horovod = launcher == "horovodrun"
+            found.append(cls(rank, world, local_rank, local_world, launched=True, horovod=horovod))
+        if len(found) > 1:
             raise LabError(
-                f"the environment has {sorted(given)} but not {sorted(set(names) - set(given))}: "
-                "start with torchrun, which sets them all, or unset them"
+                f"the environment has the variables of both {' and '.join(VARIABLES)}: start one of them only"
             )
-        rank, world, local_rank, local_world = (int(given[name]) for name in names)
-        return cls(rank, world, local_rank, local_world, launched=True)
+        return found[0] if found else cls(0, 1, 0, 1, launched=False)
 
 
 def choose_device(wanted: str, ranks: Ranks) -> torch.device:

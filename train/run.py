@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import os
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +25,14 @@ from deploy.input_spec import InputSpec
 from deploy.machine import usable_cores
 from train.checkpoint import Checkpoint, Progress, require_same_run
 from train.ema import Ema
-from train.loop import Job, Training, evaluate, train_epoch
+from train.fit import fit
+from train.loop import Job, Training
 from train.machines import load_shared, require_resume
 from train.model import build_model, count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.precision import choose_precision
 from train.ranks import Ranks, choose_device
-from train.result import Result, keep_result
 from train.saves import Saves, checkpoints, saved_config
 from train.state import optimizer_tensors
 from train.stop import StopRequest
@@ -42,13 +42,19 @@ from train.transfer import freeze
 from train.watchdog import Watchdog
 from train.weights import starting_weights
 
-BEST = "best.pt"
-
 
 def run(config: TrainConfig) -> dict[str, float]:
     """Train as the config says; the metrics of the last evaluation. Raises LabError for a user's mistake."""
     require_resume(config)
-    ranks = Ranks.from_environ()
+    if not config.strategy.elastic:
+        return run_on(config, Ranks.from_environ())
+    from train.horovod import run_elastic
+
+    return run_elastic(config.strategy, partial(run_on, config))
+
+
+def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
+    """`run` on ranks that stay as they are."""
     device = choose_device(config.device, ranks)
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
     if device.type == "cpu" and (ranks.launched or "OMP_NUM_THREADS" not in os.environ):
@@ -59,7 +65,9 @@ def run(config: TrainConfig) -> dict[str, float]:
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
     try:
-        metrics = _train(config, run_dir, strategy)
+        # Closed on an error too: an elastic run goes on in this process after one.
+        with ExitStack() as resources:
+            metrics = _train(config, run_dir, strategy, resources)
     except BaseException as error:
         # No farewell to the other ranks: they may be waiting for this one, and the launcher ends them.
         log_file.error("%s", error, exc_info=True)
@@ -97,15 +105,18 @@ def _new_run_dir(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, float]:
-    ranks, device = strategy.ranks, strategy.device
+def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: ExitStack) -> dict[str, float]:
     splits = _prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
     plan = _train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
-    training, saves, metrics = _begin(config, run_dir, spec, strategy, loaders[0])
-    progress = training.progress
-    monitor = Monitor(run_dir, progress.step, ranks.is_first)
+    for loader in loaders:
+        resources.callback(loader.close)
+    saves = Saves(run_dir, strategy)
+    training = _begin(config, spec, strategy, saves, loaders[0])
+    ranks = strategy.ranks
+    monitor = Monitor(run_dir, training.progress.step, ranks.is_first)
+    resources.callback(monitor.close)
 
     def checkpoint() -> Checkpoint:
         return Checkpoint(
@@ -114,8 +125,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             structure=[],
             scaler=training.scaler.state_dict(),
             loader=loaders[0].state_dict(),
-            progress=progress,
-            metrics=metrics,
+            progress=training.progress,
+            metrics=training.metrics,
             model=training.model.state_dict(),
             ema=training.ema.model.state_dict() if training.ema is not None else None,
             optimizer=optimizer_tensors(training.optimizer, training.model),
@@ -124,7 +135,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
     log.info(
         "%s: %s (%.1f M parameters), %d classes, %d + %d images, batch %d over %d rank(s) on %s in %s",
         run_dir, config.model.name, count_parameters(training.model) / 1e6, spec.num_classes,
-        len(splits.train), len(splits.val), config.batch_size, ranks.world, device.type, strategy.precision,
+        len(splits.train), len(splits.val), config.batch_size, ranks.world, strategy.device.type,
+        strategy.precision,
     )  # fmt: skip
     rank_log = run_dir / "logs" / f"rank{ranks.rank}.log"
     with (
@@ -138,7 +150,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             run_dir=run_dir,
             spec=spec,
             strategy=strategy,
-            task=classification(config, class_counts(splits.train), device),
+            task=classification(config, class_counts(splits.train), strategy.device),
             files_of=plan.files_of,
             monitor=monitor,
             stop=stop,
@@ -146,40 +158,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy) -> dict[str, 
             save=lambda: saves.save(checkpoint()),
             show=show,
         )
-        if progress.epoch == config.epochs:
-            log.info("this run is complete: all %d epochs are done", config.epochs)
-        while progress.epoch < config.epochs and not _has_stalled(config, progress, strategy):
-            thaw(training, config, strategy)
-            finished = train_epoch(training, loaders[0], job)
-            result = evaluate(training.evaluated, loaders[1], job) if finished else None
-            if result is None:
-                stop.acknowledge()
-                saves.save(checkpoint())
-                log.info("stopped as asked, saved at step %d; go on with resume=true", progress.step)
-                break
-            progress.epoch += 1
-            metrics = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-            monitor.eval(progress.step, progress.epoch, result, spec.class_names)
-            log.info(
-                "epoch %d of %d  top-1 %.2f %%  loss %.4f",
-                progress.epoch, config.epochs, 100 * result.top1, result.loss,
-            )  # fmt: skip
-            if result.top1 > progress.best_top1 + config.early_stop.min_delta or progress.best_epoch == 0:
-                progress.best_top1, progress.best_epoch = result.top1, progress.epoch
-                saves.export(checkpoint(), BEST)
-            cycle = config.epochs // config.optim.cycles
-            if config.optim.cycles > 1 and progress.epoch % cycle == 0:
-                saves.export(checkpoint(), f"snapshot-{progress.epoch // cycle}.pt")
-            if progress.epoch % config.checkpoint_epochs == 0 or progress.epoch == config.epochs:
-                saves.save(checkpoint())
-        else:
-            saves.finish(checkpoint())
-            if ranks.is_first:
-                keep_result(run_dir, Result(config, metrics))
-    monitor.close()
-    for loader in loaders:
-        loader.close()
-    return metrics
+        fit(training, loaders, splits, job, saves, checkpoint)
+    return training.metrics
 
 
 def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: Strategy) -> TrainPlan:
@@ -194,6 +174,7 @@ def _train_plan(config: TrainConfig, index: Index, spec: InputSpec, strategy: St
         seed=config.seed,
         sampling=config.sampling,
         progressive=config.data.input.progressive,
+        shuffle_shards=config.data.storage.shuffle_shards,
     )
 
 
@@ -212,17 +193,18 @@ def _open_loaders(
         device=strategy.device,
         channels_last=config.channels_last,
         local_world=strategy.ranks.local_world,
+        data=config.data,
     )
     return loader_for(plan), loader_for(eval_plan)
 
 
 def _begin(
-    config: TrainConfig, run_dir: Path, spec: InputSpec, strategy: Strategy, loader: Loader
-) -> tuple[Training, Saves, dict[str, float]]:
-    """The network and all that trains it, as new or as the last checkpoint has it, and its metrics."""
+    config: TrainConfig, spec: InputSpec, strategy: Strategy, saves: Saves, loader: Loader
+) -> Training:
+    """The network and all that trains it, as new or as the last checkpoint has it."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, spec.num_classes)
-    if config.model.weights is not None and not strategy.on_first(lambda: bool(checkpoints(run_dir))):
+    if config.model.weights is not None and not saves.begun():
         # Read once for all ranks, of which only the first need have the file.
         model.load_state_dict(strategy.on_first(partial(starting_weights, config.model, model)), strict=False)
     model = model.to(strategy.device)
@@ -234,45 +216,25 @@ def _begin(
         strategy.shard(average)
     optimizer = build_optimizer(config.optim, model, config.transfer.lr_decay)
     scaler = torch.amp.GradScaler(strategy.device.type, enabled=strategy.precision == "fp16")
-    saves = Saves(run_dir, strategy)
     saved = saves.restore(model, average, optimizer)
     if saved is not None:
         scaler.load_state_dict(saved.scaler)
         loader.load_state_dict(saved.loader)
-        log.info("resumed from %s at step %d", run_dir, saved.progress.step)
+        log.info("resumed at step %d", saved.progress.step)
     ema = Ema(average, model, config.ema_decay) if average is not None else None
     if config.compile:
         model.compile()
-    progress, metrics = (saved.progress, saved.metrics) if saved is not None else (Progress(), {})
+    progress = saved.progress if saved is not None else Progress()
     freeze(model, config.transfer, progress.epoch)
-    return Training(model, strategy.prepare(model), optimizer, scaler, ema, progress), saves, metrics
-
-
-def thaw(training: Training, config: TrainConfig, strategy: Strategy) -> None:
-    """At the start of an epoch: let those stages train whose time has come."""
-    if not freeze(training.model, config.transfer, training.progress.epoch):
-        return
-    # The wrapper before has hooks on the same parameters: it must be gone when the new one puts up its own.
-    training.prepared = training.model
-    gc.collect()
-    if config.compile:
-        # Each schedule's graphs are new; the old ones would count towards the limit of recompilations.
-        torch.compiler.reset()
-    training.prepared = strategy.prepare(training.model)
-
-
-def _has_stalled(config: TrainConfig, progress: Progress, strategy: Strategy) -> bool:
-    """Whether the score has not risen for early_stop.patience epochs: rank 0 decides for all."""
-    patience = config.early_stop.patience
-    stalled = strategy.ranks.is_first and 0 < patience <= progress.epoch - progress.best_epoch
-    if not strategy.any(stalled):
-        return False
-    log.info(
-        "stopped early: no better epoch than %d in the last %d (early_stop.patience)",
-        progress.best_epoch,
-        patience,
+    return Training(
+        model=model,
+        prepared=strategy.prepare(model),
+        optimizer=optimizer,
+        scaler=scaler,
+        ema=ema,
+        progress=progress,
+        metrics=saved.metrics if saved is not None else {},
     )
-    return True
 
 
 def _prepare_data(config: TrainConfig, run_dir: Path, strategy: Strategy) -> Splits:

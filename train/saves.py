@@ -46,11 +46,20 @@ class Saves:
             previous = self._run_dir / PREVIOUS if name == NAME else None
             save_checkpoint(self._run_dir / name, checkpoint, previous)
 
-    def finish(self, checkpoint: Checkpoint) -> None:
-        """Wait for what is being written; of a sharded run leave one file too."""
+    def wait(self) -> None:
+        """Until what is being written is there."""
         if self._sharded is not None:
             self._sharded.wait()
+
+    def finish(self, checkpoint: Checkpoint) -> None:
+        """Of a sharded run leave one file too."""
+        self.wait()
+        if self._sharded is not None:
             self.export(checkpoint, NAME)
+
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._strategy.on_first(lambda: bool(checkpoints(self._run_dir)))
 
     def restore(
         self, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,11 @@ from train.task import Criterion
 
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
+LAUNCHERS = {
+    "torchrun": "torchrun --standalone --nproc-per-node=2",
+    "horovodrun": "horovodrun --gloo -np 2 python",
+}
+"""How each starts two ranks."""
 
 
 class Strategy(Protocol):
@@ -68,6 +73,9 @@ class Strategy(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; the same answer on every rank."""
+
+    def stops(self, requested: bool) -> bool:
+        """Whether all stop here and save: a rank was asked to, or the ranks are about to change."""
 
     def on_first(self, work: Callable[[], T]) -> T:
         """Rank 0 works, the others wait, however long; every rank gets the result or the error."""
@@ -125,6 +133,9 @@ class Single:
     def any(self, flag: bool) -> bool:
         return flag
 
+    def stops(self, requested: bool) -> bool:
+        return requested
+
     def on_first(self, work: Callable[[], T]) -> T:
         return work()
 
@@ -160,28 +171,52 @@ def replica_logits(strategy: Strategy, network: nn.Module, images: torch.Tensor)
     return logits
 
 
+def first_for_all(work: Callable[[], T], ranks: Ranks, broadcast: Callable[[list[Any]], list[Any]]) -> T:
+    """`Strategy.on_first` by means of `broadcast`, which gives every rank rank 0's list."""
+    outcome: list[Any] = [None, None]
+    failure: BaseException | None = None
+    if ranks.is_first:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            failure = error
+            outcome[1] = str(error) if isinstance(error, LabError) else f"rank 0 failed: {error!r}"
+    outcome = broadcast(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise LabError(outcome[1])
+    return cast(T, outcome[0])
+
+
 def build_strategy(config: StrategyConfig, ranks: Ranks, device: torch.device, precision: str) -> Strategy:
     """The strategy that the config names. Raises LabError where it does not fit the launcher."""
     name = config.name
     if name == "auto":
-        name = "ddp" if ranks.launched else "single"
+        name = "horovod" if ranks.horovod else "ddp" if ranks.launched else "single"
     if name == "single" and ranks.world > 1:
         raise LabError(
             f"strategy=single, but {ranks.world} processes were started, which would train apart: "
-            "use strategy=ddp, or --nproc-per-node=1"
+            "use strategy=auto, or one process"
         )
     if name == "single":
         return Single(ranks, device, precision)
-    if not ranks.launched:
+    launcher = "horovodrun" if ranks.horovod else "torchrun" if ranks.launched else "no launcher"
+    needed = "horovodrun" if name == "horovod" else "torchrun"
+    if launcher != needed:
         raise LabError(
-            f"strategy={name}, but no launcher started this process: "
-            f"torchrun --standalone --nproc-per-node=2 -m train strategy={name} ..."
+            f"strategy={name}, but {launcher} started this process: "
+            f"{LAUNCHERS[needed]} -m train strategy={name} ..."
         )
     # Imported here, so that a run needs only what its own strategy needs.
     if name == "ddp":
         from train.ddp import DDP
 
         return DDP(ranks, device, precision, config.timeout_s)
+    if name == "horovod":
+        from train.horovod import Horovod
+
+        return Horovod(ranks, device, precision, config)
     if precision == "fp16":
         raise LabError(
             f"precision=fp16 scales its gradients by the whole network, which strategy={name} splits: "

@@ -64,8 +64,9 @@ def dump_stacks(log: Path, reason: str) -> None:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}; the stacks of all threads:\n")
         file.flush()
         faulthandler.dump_traceback(file)
+    rank = os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0"))
     print(
-        f"error: rank {os.environ.get('RANK', '0')}: {reason}; its stacks are in {log}; "
+        f"error: rank {rank}: {reason}; its stacks are in {log}; "
         "the last checkpoint stands, go on with resume=true",
         file=sys.stderr,
         flush=True,
