@@ -316,8 +316,11 @@ class ModelConfig:
     """`small` keeps the resolution at the start, for images of about 32 px."""
     dropout: Fraction
     """Before the last linear layer."""
-    pretrained: bool
-    """Start from torchvision's ImageNet weights; the last layer is new unless there are 1000 classes."""
+    weights: str | None
+    """What training starts from. null: random; `imagenet`: torchvision's; or a file: a checkpoint of edgelab,
+    or a state dict of torchvision, timm or NVIDIA's DeepLearningExamples (.pt, .pth, .tar, .safetensors)."""
+    new_head: bool
+    """Do not take the last layer from `weights`. It is new anyway where the numbers of classes differ."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -408,6 +411,18 @@ class EarlyStopConfig:
     """Epochs without a better score after which a run ends; 0 is off."""
     min_delta: NonNegativeFloat
     """What counts as better, in the score's own unit (shares of 1)."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class TransferConfig:
+    """How the stages of a network that starts from `model.weights` come to train."""
+
+    frozen_epochs: Count
+    """Epochs at the start in which only the head trains."""
+    gradual: Count
+    """Epochs between two stages that thaw, from the head to the stem; 0 thaws all at once."""
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    """A stage k below the head trains with lr x lr_decay^k; 1 is off."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -504,6 +519,7 @@ class TrainConfig:
     strategy: StrategyConfig
     loss: LossConfig
     distill: DistillConfig
+    transfer: TransferConfig
     early_stop: EarlyStopConfig
     cv: CvConfig
     train_fraction: Annotated[float, Field(gt=0, le=1)]
@@ -525,8 +541,13 @@ class TrainConfig:
             )
         if self.epochs % self.optim.cycles:
             problems.append(f"optim.cycles {self.optim.cycles} must divide epochs {self.epochs}")
-        if self.model.pretrained and self.model.stem != "imagenet":
-            problems.append("model.pretrained=true needs model.stem=imagenet: the weights have that stem")
+        if self.model.weights == "imagenet" and self.model.stem != "imagenet":
+            problems.append("model.weights=imagenet needs model.stem=imagenet: the weights have that stem")
+        if self.model.weights is None and (self.transfer.frozen_epochs or self.transfer.gradual):
+            problems.append(
+                "transfer.frozen_epochs and transfer.gradual freeze what model.weights gives, with null a "
+                "random network: use model.weights=imagenet or a file"
+            )
         if self.strategy.elastic and (self.run_dir is None or not self.resume):
             problems.append(
                 "strategy.elastic=true needs run_dir=... and resume=true: it goes on from the checkpoint"

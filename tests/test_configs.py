@@ -145,7 +145,11 @@ def test_one_error_names_every_mistake() -> None:
     [
         (["batch_size=64", "accumulate=3"], ["batch_size 64 must be a multiple of accumulate 3"]),
         (["epochs=3", "optim.warmup_epochs=3"], ["optim.warmup_epochs 3 must be less than epochs 3"]),
-        (["model.pretrained=true", "model.stem=small"], ["model.pretrained=true needs model.stem=imagenet"]),
+        (
+            ["model.weights=imagenet", "model.stem=small"],
+            ["model.weights=imagenet needs model.stem=imagenet"],
+        ),
+        (["transfer.frozen_epochs=1"], ["freeze what model.weights gives"]),
         (["data.input.size=64", "data.input.resize=32"], ["data.input: resize 32 must be at least size 64"]),
         (
             ["data=image_folder", "data.root=r", "data.val_split=train"],

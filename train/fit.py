@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
+import torch
+
+from configs.schema import TrainConfig
 from data.index import class_counts
 from data.loader import Loader
 from data.prepare import Splits
@@ -15,6 +19,8 @@ from train.monitor import log
 from train.predictions import write_classes, write_predictions
 from train.result import Result, keep_result
 from train.saves import Saves
+from train.strategy import Strategy
+from train.transfer import freeze
 
 BEST = "best.pt"
 
@@ -47,6 +53,7 @@ def fit(
         log.info("this run is complete: %d epochs are done", progress.epoch)
     while not over:
         collect = curves_always or progress.epoch + 1 == config.epochs
+        thaw(training, config, job.strategy)
         finished = train_epoch(training, loaders[0], job)
         result = evaluate(training.evaluated, loaders[1], job, collect=collect) if finished else None
         if result is None:
@@ -76,6 +83,19 @@ def fit(
         "%s: %s; the best epoch's %s is %.2f %%, in %s",
         job.run_dir, in_words(leader, training.metrics), HEADLINES[leader], 100 * progress.best_score, BEST,
     )  # fmt: skip
+
+
+def thaw(training: Training, config: TrainConfig, strategy: Strategy) -> None:
+    """At the start of an epoch: let those stages train whose time has come."""
+    if not freeze(training.model, config.transfer, training.progress.epoch):
+        return
+    # The wrapper before has hooks on the same parameters: it must be gone when the new one puts up its own.
+    training.prepared = training.model
+    gc.collect()
+    if config.compile:
+        # Each schedule's graphs are new; the old ones would count towards the limit of recompilations.
+        torch.compiler.reset()
+    training.prepared = strategy.prepare(training.model)
 
 
 def has_stalled(job: Job, training: Training) -> bool:

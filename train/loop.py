@@ -26,6 +26,7 @@ from train.state import local
 from train.stop import StopRequest
 from train.strategy import Strategy
 from train.task import Task, draws_for
+from train.transfer import keep_frozen
 from train.watchdog import Watchdog
 from train.window import Window
 
@@ -85,6 +86,7 @@ def train_epoch(training: Training, loader: Loader, job: Job) -> bool:
     steps_per_epoch = len(loader) // config.accumulate
     start, end = progress.epoch * steps_per_epoch, (progress.epoch + 1) * steps_per_epoch
     training.prepared.train()
+    keep_frozen(training.model)
     window = Window(strategy)
     batches = iter(loader)
     title = text = f"epoch {progress.epoch + 1} of {config.epochs}"
@@ -182,7 +184,7 @@ def _finish_gradients(
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         squared = torch.nn.utils.get_total_norm(gradients).to(job.strategy.device) ** 2
         norm = job.strategy.sum_parts(squared).sqrt()
-        if config.clip_grad_norm:
+        if config.clip_grad_norm and gradients:  # a rank of a pipeline may hold frozen stages only
             torch._foreach_mul_(gradients, (config.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

@@ -1,4 +1,4 @@
-"""torchvision's networks with our stem and head."""
+"""torchvision's networks with our stem and head, and their parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from configs.schema import ModelConfig
-from deploy.errors import LabError
 
 _RESNETS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": torchvision.models.resnet18,
@@ -20,14 +19,13 @@ _RESNETS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": torchvision.models.resnet101,
 }
 _MODELS: dict[str, Callable[..., nn.Module]] = {**_RESNETS, "mobilenet_v2": torchvision.models.mobilenet_v2}
+_FEATURES = ((0, 1), (2, 3), (4, 6), (7, 13), (14, 18))
+"""Of MobileNetV2, by resolution."""
 
 
-def build_model(config: ModelConfig, num_classes: int, *, load_pretrained: bool = False) -> nn.Module:
-    """float32 [n, 3, size, size] -> logits float32 [n, num_classes].
-
-    `load_pretrained` is apart from the config because a checkpoint brings its own weights. Raises LabError
-    where the pretrained weights cannot be had.
-    """
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """float32 [n, 3, size, size] -> logits float32 [n, num_classes]. The weights are random: those that the
+    config names are `train.weights`'s, and a checkpoint brings its own."""
     model = _MODELS[config.name](num_classes=num_classes)
     if config.name in _RESNETS:
         in_features = cast(nn.Linear, model.fc).in_features
@@ -42,9 +40,18 @@ def build_model(config: ModelConfig, num_classes: int, *, load_pretrained: bool 
         if config.stem == "small":
             first = cast(nn.Conv2d, cast(nn.Sequential, cast(nn.Sequential, model.features)[0])[0])
             first.stride = (1, 1)
-    if load_pretrained and config.pretrained:
-        _load_imagenet_weights(model, config.name, num_classes)
     return model
+
+
+def stages(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The parts that hold parameters, from the stem to the head, cut where the resolution halves."""
+    parts = dict(model.named_children())
+    if "fc" in parts:
+        layers = {name: [part] for name, part in parts.items() if name.startswith("layer")}
+        return {"stem": [parts["conv1"], parts["bn1"]], **layers, "head": [parts["fc"]]}
+    features = list(cast(nn.Sequential, parts["features"]))
+    groups = {f"features.{first}-{last}": features[first : last + 1] for first, last in _FEATURES}
+    return {**groups, "head": [parts["classifier"]]}
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
@@ -69,20 +76,3 @@ def in_sequence(model: nn.Module) -> list[nn.Module]:
 
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _load_imagenet_weights(model: nn.Module, name: str, num_classes: int) -> None:
-    try:
-        state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
-    except Exception as error:
-        raise LabError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}): "
-            "check the network, or use model.pretrained=false"
-        ) from error
-    # Our head has a dropout before the linear layer, so that layer's name differs from torchvision's.
-    state = {key.replace("fc.", "fc.1.", 1) if key.startswith("fc.") else key: v for key, v in state.items()}
-    if num_classes != 1000:
-        state = {key: v for key, v in state.items() if not key.startswith(("fc.", "classifier."))}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or any(not key.startswith(("fc.", "classifier.")) for key in missing):
-        raise LabError(f"{name}: pretrained weights do not fit: missing {missing}, unexpected {unexpected}")

@@ -10,19 +10,26 @@ from torch.distributed.tensor import DTensor
 
 from configs.schema import AdamWConfig, OptimConfig
 from train.state import local
+from train.transfer import lr_scales
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW; weight decay on matrices and filters only, not on the vectors of norms and biases."""
+def build_optimizer(config: OptimConfig, model: nn.Module, lr_decay: float = 1.0) -> torch.optim.Optimizer:
+    """SGD or AdamW; weight decay on matrices and filters only, not on the vectors of norms and biases.
+
+    `lr_decay` is the factor of the learning rate from each stage to the one below it.
+    """
     # Frozen ones too: without a gradient they do not move. Those on the meta device are another rank's.
     parameters = [p for p in model.parameters() if not p.is_meta]
+    scales = lr_scales(model, lr_decay)
     groups = [
         {
-            "params": [p for p in parameters if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-            "decays": True,
-        },
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "decays": False},
+            "params": [p for p in parameters if scales[p] == scale and (p.ndim > 1) == decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "decays": decays,
+            "lr_scale": scale,
+        }
+        for scale in sorted(set(scales.values()), reverse=True)
+        for decays in (True, False)
     ]
     # The fused SGD does not know sharded tensors.
     fused = not any(isinstance(p, DTensor) for p in parameters)
@@ -51,7 +58,7 @@ def lr_at(step: int, steps_per_epoch: int, epochs: int, config: OptimConfig) -> 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
 
 
 def add_l1(optimizer: torch.optim.Optimizer, weight: float) -> None:

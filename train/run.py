@@ -43,8 +43,10 @@ from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
 from train.task import classification
+from train.transfer import freeze
 from train.wandb_log import open_wandb, require_wandb
 from train.watchdog import Watchdog
+from train.weights import starting_weights
 
 
 def run(config: TrainConfig) -> dict[str, float]:
@@ -216,14 +218,18 @@ def _begin(
 ) -> Training:
     """The network and all that trains it, as new or as the last checkpoint has it."""
     torch.manual_seed(config.seed)
-    model = build_model(config.model, spec.num_classes, load_pretrained=True).to(strategy.device)
+    model = build_model(config.model, spec.num_classes)
+    if config.model.weights is not None and not saves.begun():
+        # Read once for all ranks, of which only the first need have the file.
+        model.load_state_dict(strategy.on_first(partial(starting_weights, config.model, model)), strict=False)
+    model = model.to(strategy.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model) if config.ema_decay else None
     strategy.shard(model)
     if average is not None:
         strategy.shard(average)
-    optimizer = build_optimizer(config.optim, model)
+    optimizer = build_optimizer(config.optim, model, config.transfer.lr_decay)
     scaler = torch.amp.GradScaler(strategy.device.type, enabled=strategy.precision == "fp16")
     saved = saves.restore(model, average, optimizer)
     if saved is not None:
@@ -233,13 +239,15 @@ def _begin(
     ema = Ema(average, model, config.ema_decay) if average is not None else None
     if config.compile:
         model.compile()
+    progress = saved.progress if saved is not None else Progress()
+    freeze(model, config.transfer, progress.epoch)
     return Training(
         model=model,
         prepared=strategy.prepare(model),
         optimizer=optimizer,
         scaler=scaler,
         ema=ema,
-        progress=saved.progress if saved is not None else Progress(),
+        progress=progress,
         metrics=saved.metrics if saved is not None else {},
     )
 

@@ -57,6 +57,10 @@ class Saves:
         if self._sharded is not None:
             self.export(checkpoint, NAME)
 
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._strategy.on_first(lambda: bool(checkpoints(self._run_dir)))
+
     def restore(
         self, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer
     ) -> Checkpoint | None:
