@@ -31,6 +31,7 @@ from train.result import write_json
 from train.run import open_run_dir, prepare_data, train_plan
 from train.strategy import Single
 from train.task import classification
+from train.weights import starting_weights
 
 MIN_STEPS = 20
 NAME = "find_lr.json"
@@ -73,7 +74,10 @@ def find_lr(config: TrainConfig, folder: Path, num_steps: int) -> Curve:
     build = partial(build_loader, config.loader, spec=spec, device=device, channels_last=config.channels_last)
     loader = build(train_plan(config, splits.train, spec, strategy))
     torch.manual_seed(config.seed)
-    model = build_model(config.model, spec.num_classes, load_pretrained=True).to(device)
+    model = build_model(config.model, spec.num_classes)
+    if config.model.weights is not None:
+        model.load_state_dict(starting_weights(config.model, model), strict=False)
+    model = model.to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     task = classification(config, class_counts(splits.train), device)
