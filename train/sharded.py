@@ -6,6 +6,7 @@ can read it. (torch.distributed.checkpoint)
 
 from __future__ import annotations
 
+import io
 import pickle
 import shutil
 from collections.abc import Callable
@@ -133,7 +134,8 @@ class _Reader(FileSystemReader):
     torch's own reader unpickles anything, and takes any bits for a tensor."""
 
     def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
-        part = super()._slice_file(file, sinfo)
+        # In memory, one slice at a time: torch's view of a part of a file cannot seek from its end.
+        part = io.BytesIO(super()._slice_file(file, sinfo).read())
         require_intact(part)
         return part
 
