@@ -61,9 +61,7 @@ def test_the_fit_finds_what_made_the_figures() -> None:
     made = [
         replace(
             system,
-            rest=tuple(
-                replace(p, images_per_s=predict(system, p.gpus, p.batch, true)) for p in system.rest
-            ),
+            rest=tuple(replace(p, images_per_s=predict(system, p.gpus, p.batch, true)) for p in system.rest),
         )
         for system in SYSTEMS
     ]
