@@ -87,7 +87,7 @@ class ShardedWriter:
         except (Exception, CheckpointException) as error:
             free = shutil.disk_usage(self._folder).free >> 20
             raise LabError(
-                f"a checkpoint below {self._folder} could not be written ({str(error)[-300:]}); {free} "
+                f"a checkpoint below {self._folder} could not be written ({_cause(error)}); {free} "
                 "MiB are free there, the one before is untouched: make room, then go on with resume=true"
             ) from error
 
@@ -124,9 +124,15 @@ def read_sharded(
         load(tensors, storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise UnreadableError(
-            f"{folder} cannot be read: truncated, damaged, or not written by edgelab ({str(error)[-200:]})"
+            f"{folder} cannot be read: truncated, damaged, or not written by edgelab ({_cause(error)})"
         ) from error
     return checkpoint_from(facts, parts["model"], parts["ema"] or None, parts["optimizer"])
+
+
+def _cause(error: BaseException) -> str:
+    """A CheckpointException's words are the tracebacks of the ranks: the last line says what it was."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" )")]
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 class _Reader(FileSystemReader):
