@@ -22,7 +22,7 @@ from train.lr_range import HIGHEST, LOWEST, curve, rates, suggest
 
 def test_the_steepest_descent_and_the_divergence() -> None:
     lrs = rates(20)
-    assert (lrs[0], lrs[-1]) == (pytest.approx(LOWEST), pytest.approx(HIGHEST))
+    assert [lrs[0], lrs[-1]] == pytest.approx([LOWEST, HIGHEST])
     losses = [2.0] * 8 + [1.9, 1.5, 1.0, 0.9, 0.9, 1.0, 2.0, 9.0]  # 20 steps are not smoothed
     found = curve(lrs[: len(losses)], losses, 20)
     assert found.smoothed == pytest.approx(losses)
@@ -72,9 +72,9 @@ def test_the_verdict(points: list[Point], target: float, name: str, closes: bool
 
 
 def test_a_point_is_of_its_seeds() -> None:
-    assert point(0.5, 50, [0.1, 0.3], [0.4]) == Point(
-        0.5, 50, pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.02**0.5), 0.0
-    )
+    found = point(0.5, 50, [0.1, 0.3], [0.4])
+    values = [found.train_error, found.val_error, found.train_std, found.val_std]
+    assert values == pytest.approx([0.2, 0.4, 0.02**0.5, 0.0])
 
 
 def test_shares_make_as_many_steps() -> None:
@@ -172,7 +172,7 @@ def test_wandb_offline_is_one_run(data: list[str], tmp_path: Path) -> None:
     ids = set()
     for file in sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")):
         for raw in wandb_records(file.read_bytes()):
-            record = proto.Record()
+            record = proto.Record()  # type: ignore[attr-defined]
             record.ParseFromString(raw)
             if record.HasField("run"):
                 ids.add(record.run.run_id)
