@@ -171,7 +171,8 @@ def hang_in(injector: Injector) -> None:
 
     def begin_save() -> None:
         injector.saves += 1
-        injector.amount = 0.0
+        if injector.saves <= injector.fault.at:  # what this save has too few of, the next ones have
+            injector.amount = 0.0
         reach("saving")
 
     before(saves.Saves, "save", begin_save)
