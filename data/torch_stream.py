@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ class TorchStream:
             num_workers=decoding.threads,
             prefetch_factor=decoding.prefetch,
             collate_fn=_collate,
+            worker_init_fn=_leave_the_past_alone,
             pin_memory=decoding.device.type == "cuda",
             # Of its own: by default it draws from the stream that dropout draws from.
             generator=torch.Generator(),
@@ -56,6 +58,12 @@ class TorchStream:
 
 def _collate(items: list[tuple[torch.Tensor, int]] | LabError) -> Any:
     return items if isinstance(items, LabError) else default_collate(items)
+
+
+def _leave_the_past_alone(worker: int) -> None:
+    """What the parent has dropped is not the worker's to finalise: the end of a DALI pipeline, say, waits for
+    threads that a forked process does not have."""
+    gc.freeze()
 
 
 class _Items:
