@@ -112,7 +112,7 @@ class Monitor:
         self._metrics_path = run_dir / "metrics.jsonl"
 
         def is_past(kind: str, at: int) -> bool:
-            return at < step or (0 < at == step and (kind == "train" or evaluated))
+            return at < step or (0 < at == step and (kind != "eval" or evaluated))
 
         keep_past(self._metrics_path, is_past)
         self._metrics = self._metrics_path.open("a")
