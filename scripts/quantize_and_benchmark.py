@@ -21,7 +21,7 @@ from deploy.errors import LabError
 def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
     from data.calibration import choose_images, image_batches
-    from data.prepare import input_spec, prepare
+    from data.prepare import input_spec, prepare, resplit
     from data.reader import local_copies, reader_of
     from deploy.bench import bench
     from deploy.bundle import Variant, file_sha256
@@ -42,6 +42,9 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     out = Path(config.out) if config.out else path.parent
     data = replace(trained.data, root=config.data_root) if config.data_root else trained.data
     splits = prepare(data, out / "data", say)
+    cv = trained.cv
+    if cv.fold is not None:  # measured on what the run has not trained on
+        splits = resplit(splits, cv.folds, cv.fold, cv.stratified, trained.seed)
     spec = checkpoint.input_spec
     if input_spec(data, splits.train.class_names) != spec:
         raise LabError(
