@@ -106,9 +106,9 @@ def draw_kill(draw: random.Random, kind: str, strategy: str, sizes: dict[int, in
     if rank not in sizes:  # rank 0 writes for all
         return Fault(what, "saving", at, rank=rank)
     where = draw.choice(["write", "write", "file"])
-    return Fault(
-        what, where, at, draw.randrange(sizes[rank]) if where == "write" else draw.randint(1, 6), rank
-    )
+    # Rank 0 makes the folder, writes the facts and ends the save; another rank opens its file.
+    after = draw.randrange(sizes[rank]) if where == "write" else draw.randint(1, 5 if rank == 0 else 1)
+    return Fault(what, where, at, after, rank)
 
 
 def sizes_of_saves(run_dir: Path) -> dict[int, int]:
