@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import KFold, StratifiedKFold
 
 from data.index import Index, Int64
 from deploy.errors import LabError
@@ -48,6 +47,9 @@ def fold(index: Index, folds: int, number: int, stratified: bool, seed: int) -> 
                 f"{len(rare)} classes have fewer images than the {folds} folds: {', '.join(rare[:10])}"
                 f"{', ...' if len(rare) > 10 else ''}; use fewer folds, add images, or do not stratify"
             )
+    # A second of imports that a run without folds does not pay.
+    from sklearn.model_selection import KFold, StratifiedKFold
+
     cutter = (StratifiedKFold if stratified else KFold)(folds, shuffle=True, random_state=seed)
     train, val = list(cutter.split(index.labels, index.labels))[number]
     return train.astype(np.int64), val.astype(np.int64)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.torture import KINDS, draw_kill, scenarios, share_kills
 from scripts.torture_damage import damage
 from scripts.torture_runs import SAVES, STEPS, STRATEGIES
+from scripts.torture_scenarios import KINDS, draw_kill, scenarios, share_kills
 from scripts.torture_table import BEGIN, END, Case, rows, write_markdown
 from tests.processes import python
 from train.checkpoint import NAME
