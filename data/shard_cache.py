@@ -185,11 +185,18 @@ class ShardsAhead:
 
     def _needs(self) -> Iterator[tuple[int, str]]:
         position = self._position
-        while True:
+        while self._wait_for_turn(position):
             rows = self._plan.at(position).rows
             for file in dict.fromkeys(self._plan.index.paths[row].rpartition("#")[0] for row in rows):
                 yield position, file
             position += 1
+
+    def _wait_for_turn(self, position: int) -> bool:
+        """An epoch ahead names every shard; to look farther would find no work and cost a core."""
+        with self._changed:
+            while not self._closed and position >= self._position + len(self._plan):
+                self._changed.wait()
+        return not self._closed
 
     def _wait_for_room(self, size: int, ahead: dict[str, tuple[int, Held]]) -> bool:
         """False where the loader was closed."""
