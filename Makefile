@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes, a file of tests in one of them: most tests wait for one core.
+IN_TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format lock horovod clean
@@ -14,10 +16,10 @@ demo: $(VENV)/installed ## train, export, quantise, verify, benchmark and report
 	@$(BIN)/python -m scripts.demo
 
 test: $(VENV)/installed lint ## style, types and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_TWO)
 
 test-slow: $(VENV)/installed ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(IN_TWO)
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(BIN)/ruff check .
