@@ -1,7 +1,8 @@
 """Shards of an object store on the local disk: downloaded once a machine, verified, evicted when not in use.
 
-Every process of the machine may use one cache folder. A file `<name>.lock` beside each shard is locked by its
-downloader alone and by its readers together; a lock ends with its process, however that ends.
+Every process of the machine may use one cache folder. Beside each shard, `<name>.lock` is locked by all that
+read or download it together and by who evicts it alone, `<name>.download` by who downloads it alone; a lock
+ends with its process, however that ends.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +55,12 @@ class ShardCache:
         path = self.path(shard)
         lock = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            # From here on nobody evicts it.
             fcntl.flock(lock, fcntl.LOCK_SH)
-            while not _is_whole(path, shard):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _is_whole(path, shard):
-                    self._download(shard, path)
-                # Between the two locks another process may evict it.
-                fcntl.flock(lock, fcntl.LOCK_SH)
+            if not _is_whole(path, shard):
+                with _alone(path):
+                    if not _is_whole(path, shard):
+                        self._download(shard, path)
             os.utime(path)  # the time of the last use
             return Held(lock, path)
         except BaseException:
@@ -126,6 +127,19 @@ def _remove_unused(path: Path, lock_path: Path) -> bool:
     try:
         path.unlink(missing_ok=True)
         return True
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One downloader at a time, by a lock of its own: were it the readers', who waits for it would wait for
+    the first one to let go of the shard, and that one may be waiting for the others of its batch."""
+    lock = os.open(path.with_name(path.name + ".download"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
