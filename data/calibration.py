@@ -37,10 +37,18 @@ def image_batches(
 
     `data` as in `build_loader`.
     """
+    for images, _ in labelled_batches(index, spec, config, data):
+        yield images.numpy()
+
+
+def labelled_batches(
+    index: Index, spec: InputSpec, config: LoaderConfig, data: DataConfig | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Likewise as tensors, with the labels int64 [n]."""
     plan = EvalPlan(index, spec, batch_size=min(_BATCH, len(index)), rank=0, world=1)
     loader = build_loader(config, plan, spec, torch.device("cpu"), data=data)
     try:
-        for batch in loader:
-            yield batch.images[batch.labels >= 0].numpy()
+        for images, labels in loader:
+            yield images[labels >= 0], labels[labels >= 0]
     finally:
         loader.close()

@@ -21,7 +21,7 @@ from configs.schema import TrainConfig
 from data.loader import LoaderState
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
-from train.model import build_model
+from train.structure import build_network
 
 FORMAT = 2
 NAME = "checkpoint.pt"
@@ -53,7 +53,7 @@ class Facts:
     config: TrainConfig
     input_spec: InputSpec
     structure: list[dict[str, Any]]
-    """Changes to the network that its config names, in order; empty for a network as built."""
+    """Changes to the network that its config names, in order (`train.structure`); empty for one as built."""
     scaler: dict[str, Any]
     loader: LoaderState
     progress: Progress
@@ -212,7 +212,7 @@ def restore_model(checkpoint: Checkpoint) -> nn.Module:
 
     Raises LabError where the weights do not fit the network that the checkpoint's config names.
     """
-    model = build_model(checkpoint.config.model, checkpoint.input_spec.num_classes)
+    model = build_network(checkpoint.config.model, checkpoint.input_spec.num_classes, checkpoint.structure)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

@@ -32,21 +32,22 @@ from train.ema import Ema
 from train.fit import fit
 from train.loop import Job, Training, require_finite_weights
 from train.machines import load_shared, require_resume
-from train.model import build_model, count_parameters
+from train.model import count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
 from train.precision import choose_precision
 from train.profiler import Profiler
 from train.ranks import Ranks, choose_device
-from train.saves import Saves, checkpoints, saved_config
+from train.saves import Saves, checkpoints, saved_config, saved_structure
 from train.state import optimizer_tensors
 from train.stop import StopRequest
 from train.strategy import Strategy, build_strategy
+from train.structure import Structure, build_network
 from train.task import classification
 from train.transfer import freeze
 from train.wandb_log import open_wandb, require_wandb
 from train.watchdog import Watchdog
-from train.weights import starting_weights
+from train.weights import starting_structure, starting_weights
 
 
 def run(config: TrainConfig) -> dict[str, float]:
@@ -122,7 +123,8 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
     for loader in loaders:
         resources.callback(loader.close)
     saves = Saves(run_dir, strategy)
-    training = _begin(config, spec, strategy, saves, loaders[0])
+    structure = strategy.on_first(lambda: saved_structure(run_dir) or starting_structure(config.model))
+    training = _begin(config, spec, structure, strategy, saves, loaders[0])
     ranks, progress = strategy.ranks, training.progress
     evaluated = progress.step == progress.epoch * (len(loaders[0]) // config.accumulate)
     wandb = open_wandb(config, run_dir) if ranks.is_first else None
@@ -134,7 +136,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
         return Checkpoint(
             config=config,
             input_spec=spec,
-            structure=[],
+            structure=list(structure),
             scaler=training.scaler.state_dict(),
             loader=loaders[0].state_dict(),
             progress=training.progress,
@@ -214,11 +216,16 @@ def _open_loaders(
 
 
 def _begin(
-    config: TrainConfig, spec: InputSpec, strategy: Strategy, saves: Saves, loader: Loader
+    config: TrainConfig,
+    spec: InputSpec,
+    structure: Structure,
+    strategy: Strategy,
+    saves: Saves,
+    loader: Loader,
 ) -> Training:
     """The network and all that trains it, as new or as the last checkpoint has it."""
     torch.manual_seed(config.seed)
-    model = build_model(config.model, spec.num_classes)
+    model = build_network(config.model, spec.num_classes, structure)
     if config.model.weights is not None and not saves.begun():
         # Read once for all ranks, of which only the first need have the file.
         model.load_state_dict(strategy.on_first(partial(starting_weights, config.model, model)), strict=False)

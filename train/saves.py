@@ -9,11 +9,20 @@ import torch
 from torch import nn
 
 from configs.schema import TrainConfig
-from train.checkpoint import NAME, Checkpoint, UnreadableError, load_checkpoint, read_facts, save_checkpoint
+from train.checkpoint import (
+    NAME,
+    Checkpoint,
+    Facts,
+    UnreadableError,
+    load_checkpoint,
+    read_facts,
+    save_checkpoint,
+)
 from train.monitor import log
 from train.sharded import FACTS, ShardedWriter, read_sharded, sharded_folders
 from train.state import load_model, load_optimizer
 from train.strategy import Strategy
+from train.structure import Structure
 
 PREVIOUS = "previous.pt"
 
@@ -92,10 +101,21 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def saved_config(run_dir: Path) -> TrainConfig | None:
     """Of the newest readable checkpoint; None where there is no checkpoint. Raises UnreadableError."""
+    facts = _saved_facts(run_dir)
+    return facts.config if facts is not None else None
+
+
+def saved_structure(run_dir: Path) -> Structure:
+    """Likewise; empty where there is no checkpoint."""
+    facts = _saved_facts(run_dir)
+    return facts.structure if facts is not None else []
+
+
+def _saved_facts(run_dir: Path) -> Facts | None:
     problem: UnreadableError | None = None
     for path in checkpoints(run_dir):
         try:
-            return read_facts(path / FACTS if path.is_dir() else path).config
+            return read_facts(path / FACTS if path.is_dir() else path)
         except UnreadableError as error:
             problem = problem or error
     if problem is not None:

@@ -14,9 +14,11 @@ from torch import nn
 
 from configs.schema import ModelConfig, ModelName
 from deploy.errors import LabError
+from train.checkpoint import UnreadableError, read_facts
 from train.model import build_model
 from train.monitor import log
 from train.strategy import Tensors
+from train.structure import Structure
 
 WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 """Where training scripts keep a state dict; averages first, as they are what is evaluated."""
@@ -52,6 +54,16 @@ class Fit:
         """1 where both hold the same tensors, 0 where they have none in common."""
         both = len(self.found) + len(self.misshapen)
         return len(self.found) / max(1, both + len(self.new) + len(self.unused))
+
+
+def starting_structure(config: ModelConfig) -> Structure:
+    """The changes of the checkpoint that `config.weights` names; none where that is no checkpoint of ours."""
+    if config.weights is None or config.weights == "imagenet":
+        return []
+    try:
+        return read_facts(Path(config.weights)).structure
+    except UnreadableError:  # a state dict, or what `read_state` will say
+        return []
 
 
 def starting_weights(config: ModelConfig, model: nn.Module) -> Tensors:

@@ -1,0 +1,91 @@
+"""The shape of `python -m optimize`'s config. The values stand in configs/optimize.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from configs.schema import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+
+_CLOSED = ConfigDict(extra="forbid", strict=True)
+
+ORIGINAL = "original"
+"""Among the teachers: the checkpoint that the chain began with."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class PruneConfig:
+    importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
+    """What makes a channel matter; random is the control that the others have to beat."""
+    by: Literal["macs", "parameters"]
+    """What is to become less."""
+    keep: Annotated[float, Field(gt=0, lt=1)]
+    """Share of it that is left."""
+    scope: Literal["uniform", "global"]
+    """uniform: the same share of every layer; global: those that matter least, wherever they are."""
+    round_to: PositiveInt
+    """Channels that are left are a multiple of this, as the kernels of GPUs like them."""
+    max_cut: Annotated[float, Field(gt=0, lt=1)]
+    """Of the channels of one layer at most this share goes."""
+    num_images: PositiveInt
+    """Training images for importance=taylor."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class FinetuneConfig:
+    """As the network was trained, but for these."""
+
+    epochs: PositiveInt
+    lr: PositiveFloat
+    warmup_epochs: NonNegativeFloat
+    teachers: list[str]
+    """Checkpoints to learn from besides the labels; `original` is the one that the chain began with."""
+    temperature: PositiveFloat
+    weight: Annotated[float, Field(ge=0, le=1)]
+    """Of the teachers in the loss."""
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> FinetuneConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class GateConfig:
+    max_drop: NonNegativeFloat
+    """Points of top-1 that the result may be below the checkpoint that the chain began with."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class LatencyConfig:
+    """How a stage's network is timed: exported, in ONNX Runtime on this CPU, beside the one before."""
+
+    threads: PositiveInt
+    seconds: NonNegativeFloat
+    """Of each of the two; 0 is off."""
+
+
+StageName = Literal["prune", "finetune"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class OptimizeConfig:
+    """`python -m optimize`."""
+
+    checkpoint: str
+    stages: Annotated[list[StageName], Field(min_length=1)]
+    """In this order; a name may come more than once."""
+    out: str | None
+    """Folder of the chain; null: `optimize` beside the checkpoint. One that was interrupted goes on."""
+    data_root: str | None
+    """Where the run's images are now, if they have moved since the training."""
+    processes: PositiveInt | None
+    """Of each training, as `python -m train processes=N`."""
+    seed: Seed
+    prune: PruneConfig
+    finetune: FinetuneConfig
+    gate: GateConfig
+    latency: LatencyConfig

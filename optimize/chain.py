@@ -1,0 +1,141 @@
+"""A chain of stages: each in a folder of its own, done once, measured, and gone on with after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from configs.compress import OptimizeConfig
+from data.calibration import choose_images, labelled_batches
+from data.prepare import input_spec, prepare, resplit
+from deploy.bundle import file_sha256
+from deploy.errors import LabError
+from optimize.finetune import finetune
+from optimize.prune import cost_of, prune
+from optimize.stage import Context, Stage, StageRecord, as_settings, measure_stage, save_changed
+from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
+from train.result import write_json
+from train.structure import channels_of
+
+RECORD = "record.json"
+Say = Callable[[str], None]
+
+
+def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
+    """See `optimize.stage.Stage`."""
+    config = context.config.prune
+    checkpoint = load_checkpoint(source)
+    model = restore_model(checkpoint)
+    images = choose_images(context.splits.train, config.num_images, context.config.seed)
+    record = prune(
+        model,
+        context.spec.size,
+        config,
+        cost_of(config.by),
+        labelled_batches(images, context.spec, context.loader, context.data),
+        context.config.seed,
+    )
+    # The last word on the widths is enough to rebuild them.
+    before = [change for change in checkpoint.structure if change["change"] != "channels"]
+    save_changed(folder, checkpoint, model, [*before, channels_of(model)])
+    return asdict(record)
+
+
+STAGES: dict[str, Stage] = {"prune": prune_stage, "finetune": finetune}
+
+
+def run_chain(config: OptimizeConfig, say: Say) -> list[StageRecord]:
+    """Every stage in order; the records, the first one of the checkpoint that it began with.
+
+    A stage whose record is there, of these settings and this input, is not run again. Raises LabError, also
+    where the folder holds other stages.
+    """
+    source = Path(config.checkpoint)
+    context = open_context(config, say)
+    out = Path(config.out) if config.out else source.parent / "optimize"
+    records: list[StageRecord] = []
+    for number, name in enumerate(["original", *config.stages]):
+        folder = out / f"{number}-{name}"
+        settings = as_settings(getattr(config, name)) if number else {}
+        sha256 = file_sha256(source)
+        record = StageRecord.read(folder / RECORD)
+        if record is not None:
+            require_same_stage(folder, record, settings, sha256)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            say(f"{folder.name} ...")
+            found = STAGES[name](source, folder, context) if number else {}
+            first = records[0] if number else None
+            record = measure_stage(name, settings, sha256, folder, context, first, found)
+            write_json(folder / RECORD, asdict(record))
+        records.append(record)
+        if number:
+            source = folder / NAME
+    return records
+
+
+def open_context(config: OptimizeConfig, say: Say) -> Context:
+    """The images and the input of the run that made the checkpoint. Raises LabError."""
+    path = Path(config.checkpoint)
+    facts = read_facts(path)
+    trained = facts.config
+    data = replace(trained.data, root=config.data_root) if config.data_root else trained.data
+    splits = prepare(data, path.parent / "data", say)
+    cv = trained.cv
+    if cv.fold is not None:
+        splits = resplit(splits, cv.folds, cv.fold, cv.stratified, trained.seed)
+    if input_spec(data, splits.train.class_names) != facts.input_spec:
+        raise LabError(
+            f"data.root={data.root} has the classes {list(splits.train.class_names)[:8]}, the checkpoint was "
+            f"trained on {list(facts.input_spec.class_names)[:8]}: give the folder of its images with "
+            "data_root=..."
+        )
+    return Context(config, path, facts.input_spec, data, trained.loader, splits)
+
+
+def require_same_stage(folder: Path, record: StageRecord, settings: dict[str, Any], sha256: str) -> None:
+    """Raises LabError where what the folder holds was made from something else."""
+    other = [
+        f"{key}={record.settings.get(key)!r} there, {value!r} now"
+        for key, value in settings.items()
+        if record.settings.get(key) != value
+    ]
+    if record.source_sha256 != sha256:
+        other.append("another checkpoint went in")
+    if other:
+        raise LabError(
+            f"{folder} is of other settings ({'; '.join(other)}): give another out=..., or remove it and "
+            "what follows it"
+        )
+
+
+def format_chain(records: Sequence[StageRecord], max_drop: float) -> str:
+    """A line a stage, and one for each that loses more than the gate allows."""
+    head = ["stage", "parameters", "MACs", "MiB", "top-1", "points", "p50 ms", "speed-up"]
+    cells = [head] + [
+        [
+            f"{number}-{r.stage}",
+            f"{r.parameters / 1e6:.3f} M",
+            f"{r.macs / 1e6:.1f} M",
+            f"{r.onnx_bytes / 2**20:.2f}",
+            f"{r.top1:.2%}",
+            f"{-r.drop:+.2f}" if number else "",
+            f"{r.latency_ms:.3f}" if r.latency_ms else "-",
+            f"{r.speedup:.2f}x" if r.speedup else "-",
+        ]
+        for number, r in enumerate(records)
+    ]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    lines = [
+        "  ".join(f"{c:{'<' if i == 0 else '>'}{widths[i]}}" for i, c in enumerate(line)).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    lines += [
+        f"GATE: {number}-{r.stage} is {r.drop:.2f} points below the original, gate.max_drop is {max_drop:g}"
+        for number, r in enumerate(records)
+        if r.drop > max_drop
+    ]
+    return "\n".join(lines)

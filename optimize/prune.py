@@ -1,0 +1,165 @@
+"""Structured pruning: whole channels go, where they matter least, until the network costs what it may."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp  # type: ignore[import-untyped]
+from torch import nn
+
+from configs.compress import PruneConfig
+from deploy.errors import LabError
+from optimize.widths import ChannelGroups, Cost, Layer, Widths, channel_groups, macs, parameters
+
+Scores = Mapping[str, torch.Tensor]
+"""How much each channel of each group matters, float [channels]; the mean of a group is 1."""
+
+
+@dataclass(frozen=True)
+class PruneRecord:
+    """Costs in the unit of the constraint."""
+
+    before: float
+    after: float
+    widths_before: dict[str, int]
+    widths_after: dict[str, int]
+
+
+def prune(
+    model: nn.Module,
+    size: int,
+    config: PruneConfig,
+    cost: Cost,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    seed: int,
+) -> PruneRecord:
+    """Cut channels of `model` in place until it costs at most `config.keep` of what it does.
+
+    `cost`: of a layer, see `cost_of`. `batches`: images float32 [n, 3, size, size] and labels int64 [n], read
+    for importance=taylor alone. Raises LabError where the constraint cannot be met; the network is as it was
+    then.
+    """
+    groups = channel_groups(model, size)
+    if config.importance == "taylor":
+        _accumulate_gradients(model, batches)
+    scores = channel_scores(groups, config.importance, seed)
+    model.zero_grad(set_to_none=True)
+    limits = {name: _least(width, config) for name, width in groups.widths.items()}
+    budget = config.keep * groups.cost(cost, groups.widths)
+    if groups.cost(cost, limits) > budget:
+        least = groups.cost(cost, limits) / groups.cost(cost, groups.widths)
+        raise LabError(
+            f"prune.keep {config.keep:g} of the {config.by} cannot be met: with prune.max_cut "
+            f"{config.max_cut:g} and round_to {config.round_to} at least {least:.3f} is left; "
+            "keep more, or cut more of a layer"
+        )
+    choose = _uniform if config.scope == "uniform" else _global
+    widths = choose(groups, scores, limits, cost, budget, config)
+    before = groups.widths
+    record = PruneRecord(groups.cost(cost, before), groups.cost(cost, widths), before, dict(widths))
+    groups.cut({name: least_important(scores[name], before[name] - widths[name]) for name in before})
+    return record
+
+
+def cost_of(by: str) -> Cost:
+    return {"macs": macs, "parameters": parameters}[by]
+
+
+def channel_scores(groups: ChannelGroups, importance: str, seed: int) -> dict[str, torch.Tensor]:
+    """By torch-pruning's estimators over the whole group, mean 1; `random` is the control.
+
+    l1, l2: norms of the weights (Li et al. 2017). taylor: |gradient x weight| (Molchanov et al. 2019), from
+    the gradients that the parameters hold. bn_scale: |gamma| (Liu et al. 2017).
+    """
+    if importance == "random":
+        draws = torch.Generator().manual_seed(seed)
+        return {name: torch.rand(width, generator=draws) * 2 for name, width in groups.widths.items()}
+    estimators: dict[str, Callable[[], tp.importance.Importance]] = {
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "taylor": tp.importance.GroupTaylorImportance,
+        "bn_scale": tp.importance.BNScaleImportance,
+    }
+    estimator = estimators[importance]()
+    return {name: estimator(group).detach() for name, group in groups.groups.items()}
+
+
+def least_important(scores: torch.Tensor, count: int) -> list[int]:
+    order = torch.argsort(scores, stable=True)
+    chosen: list[int] = order[:count].tolist()
+    return chosen
+
+
+def _least(width: int, config: PruneConfig) -> int:
+    """Channels that a group of so many must keep: a multiple of round_to where it has as many."""
+    step = config.round_to
+    kept = math.ceil(width * (1 - config.max_cut) / step) * step
+    return min(width, max(kept, step))
+
+
+def _uniform(
+    groups: ChannelGroups, scores: Scores, limits: Widths, cost: Cost, budget: float, config: PruneConfig
+) -> dict[str, int]:
+    """The same share of every group: the largest that fits."""
+
+    def at(share: float) -> dict[str, int]:
+        rounded = {
+            name: round(width * share / config.round_to) * config.round_to
+            for name, width in groups.widths.items()
+        }
+        return {name: min(width, max(limits[name], rounded[name])) for name, width in groups.widths.items()}
+
+    shares = [step / 1000 for step in range(1000, -1, -1)]
+    return next(at(share) for share in shares if groups.cost(cost, at(share)) <= budget)
+
+
+def _global(
+    groups: ChannelGroups, scores: Scores, limits: Widths, cost: Cost, budget: float, config: PruneConfig
+) -> dict[str, int]:
+    """The channels that matter least wherever they are, `round_to` at a time."""
+    widths = groups.widths
+    ordered = {name: torch.sort(scores[name]).values.double() for name in widths}
+    reading: dict[str, list[Layer]] = {name: [] for name in widths}
+    for layer in groups.layers:
+        for name in {layer.in_group, layer.out_group} - {None}:
+            assert name is not None
+            reading[name].append(layer)
+
+    def saving(name: str, taken: int) -> float:
+        less = {**widths, name: widths[name] - taken}
+        return sum(cost(layer, *layer.at(widths)) - cost(layer, *layer.at(less)) for layer in reading[name])
+
+    total = groups.cost(cost, widths)
+    while total > budget:
+        best: tuple[float, str, int, float] | None = None
+        for name, width in widths.items():
+            # A width that round_to does not divide comes down to a multiple first.
+            taken = width % config.round_to or config.round_to
+            if width - taken < limits[name]:
+                continue
+            gone = len(ordered[name]) - width
+            loss = float(ordered[name][gone : gone + taken].mean())
+            saved = saving(name, taken)
+            if best is None or loss < best[0]:
+                best = (loss, name, taken, saved)
+        assert best is not None, "the limits fit the budget"
+        _, name, taken, saved = best
+        widths[name] -= taken
+        total -= saved
+    return widths
+
+
+def _accumulate_gradients(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Of the mean loss over the images, with the statistics of BatchNorm as they are."""
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    num_images = 0
+    for images, labels in batches:
+        F.cross_entropy(model(images), labels, reduction="sum").backward()
+        num_images += len(labels)
+    if not num_images:
+        raise LabError("prune.importance=taylor: 0 images, at least 1 is needed; raise prune.num_images")

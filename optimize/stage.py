@@ -1,0 +1,189 @@
+"""What every stage of compression is given, and the record of what it left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.compress import LatencyConfig, OptimizeConfig
+from configs.schema import DataConfig, LoaderConfig
+from data.calibration import labelled_batches
+from data.index import Index
+from data.prepare import Splits
+from deploy.errors import LabError
+from deploy.input_spec import InputSpec
+from deploy.measure import measure_latency, percentile
+from optimize.export import INPUT_NAME, export_onnx
+from train.checkpoint import Checkpoint, Progress, load_checkpoint, restore_model, save_checkpoint
+from train.metrics import EvalCounts
+from train.model import count_parameters
+from train.structure import Structure
+
+ROUNDS = 5
+"""Turns of the networks whose latency is compared."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the stages of one chain have in common."""
+
+    config: OptimizeConfig
+    original: Path
+    """The checkpoint that the chain began with."""
+    spec: InputSpec
+    data: DataConfig
+    loader: LoaderConfig
+    splits: Splits
+
+
+Stage = Callable[[Path, Path, Context], dict[str, Any]]
+"""(checkpoint, folder, context) -> what is particular to this stage; leaves `checkpoint.pt` in the folder."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a stage left, measured. `drop` and `speedup` are against the chain's first checkpoint."""
+
+    stage: str
+    settings: dict[str, Any]
+    source_sha256: str
+    """Of the checkpoint that it began with."""
+    parameters: int
+    macs: int
+    """Multiply-accumulates of one image."""
+    onnx_bytes: int
+    """Of the FP32 file."""
+    top1: float
+    """Share in 0..1 of `num_images` validation images, as torch computes it."""
+    num_images: int
+    drop: float
+    """Points of top-1 lost."""
+    latency_ms: float | None
+    """p50 at batch 1 of the FP32 file in ONNX Runtime, measured in turns with the first one's."""
+    speedup: float | None
+    found: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> StageRecord | None:
+        """None where there is none."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise LabError(
+                f"{path} is no record of a stage ({error}): remove its folder, and the stage runs again"
+            ) from error
+
+
+def save_changed(
+    folder: Path, source: Checkpoint, model: nn.Module, structure: Structure, name: str = "checkpoint.pt"
+) -> None:
+    """The network of `source` as a stage has changed it, as a checkpoint that a training can start from.
+
+    Raises LabError where it holds a value that is not finite.
+    """
+    bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise LabError(
+            f"{len(bad)} tensors are not finite after this stage, such as {bad[0]}: nothing is saved"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(
+        folder / name,
+        replace(
+            source,
+            structure=list(structure),
+            scaler={},
+            loader={"position": 0, "num_steps": 0},
+            progress=Progress(),
+            metrics={},
+            model=model.state_dict(),
+            ema=None,
+            optimizer={},
+        ),
+    )
+
+
+def measure_stage(
+    stage: str,
+    settings: dict[str, Any],
+    source_sha256: str,
+    folder: Path,
+    context: Context,
+    first: StageRecord | None,
+    found: dict[str, Any],
+) -> StageRecord:
+    """The record of the checkpoint in `folder`, beside whose weights its FP32 file is left."""
+    model = restore_model(load_checkpoint(folder / "checkpoint.pt" if first else context.original))
+    file = folder / "fp32.onnx"
+    export_onnx(model, context.spec, file)
+    top1, num_images = evaluate(model, context.splits.val, context)
+    # The first one's file stands beside the stages' folders.
+    files = [folder.parent / "0-original" / "fp32.onnx", file] if first else [file]
+    times = compare_latency(files, context.spec, context.config.latency)
+    return StageRecord(
+        stage=stage,
+        settings=settings,
+        source_sha256=source_sha256,
+        parameters=count_parameters(model),
+        macs=count_macs(model, context.spec.size),
+        onnx_bytes=file.stat().st_size,
+        top1=top1,
+        num_images=num_images,
+        drop=100 * (first.top1 - top1) if first else 0.0,
+        latency_ms=times[-1] if times else None,
+        speedup=times[0] / times[-1] if times else None,
+        found=found,
+    )
+
+
+def count_macs(model: nn.Module, size: int) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, size, size))
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Index, context: Context) -> tuple[float, int]:
+    """Top-1 as a share, and of how many images."""
+    counts = EvalCounts(context.spec.num_classes, torch.device("cpu"))
+    network = model.to(memory_format=torch.channels_last).eval()
+    for batch, labels in labelled_batches(images, context.spec, context.loader, context.data):
+        counts.add(network(batch), labels)
+    result = counts.result()
+    return result.top1, result.num_images
+
+
+def compare_latency(files: Sequence[Path], spec: InputSpec, config: LatencyConfig) -> list[float]:
+    """p50 in ms at batch 1 of each, in turns; empty where `config` has it off."""
+    if not config.seconds:
+        return []
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    image = torch.zeros(1, 3, spec.size, spec.size).numpy()
+    sessions = [
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in files
+    ]
+    samples: list[list[float]] = [[] for _ in files]
+    for _ in range(ROUNDS):
+        for session, times in zip(sessions, samples, strict=True):
+            times += measure_latency(
+                lambda session=session: session.run(None, {INPUT_NAME: image}),  # type: ignore[misc]
+                warmup_s=0.05,
+                min_duration_s=config.seconds / ROUNDS,
+                min_count=5,
+            )
+    return [percentile(times, 50) for times in samples]
+
+
+def as_settings(section: Any) -> dict[str, Any]:
+    return asdict(section)

@@ -1,0 +1,94 @@
+"""What was changed in a network after it was built: a list that a checkpoint keeps, and its doing again.
+
+A change is a plain dict with the name of its kind under "change". It says which shapes and modules there are;
+the tensors in them are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from configs.schema import ModelConfig
+from deploy.errors import LabError
+from train.model import build_model
+
+Change = dict[str, Any]
+Structure = Sequence[Change]
+
+
+def build_network(config: ModelConfig, num_classes: int, structure: Structure) -> nn.Module:
+    """`build_model`, then every change in order; the weights are random.
+
+    Raises LabError where a change does not fit the network.
+    """
+    model = build_model(config, num_classes)
+    for change in structure:
+        apply_change(model, change)
+    return model
+
+
+def apply_change(model: nn.Module, change: Change) -> None:
+    """Make the change in place. Raises LabError where it names what the network does not have."""
+    kind = change.get("change")
+    if kind not in _KINDS:
+        raise LabError(
+            f"the checkpoint's network has a change {kind!r}, this edgelab knows {', '.join(_KINDS)}: "
+            "use the edgelab that wrote it"
+        )
+    try:
+        _KINDS[kind](model, change)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LabError(
+            f"the checkpoint's change {kind!r} does not fit its network ({error}): use another checkpoint"
+        ) from error
+
+
+def channels_of(model: nn.Module) -> Change:
+    """The widths of every layer: what a network from which channels were cut is rebuilt by."""
+    layers = {name: _widths(module) for name, module in model.named_modules() if _widths(module)}
+    return {"change": "channels", "layers": layers}
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one with that name."""
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent).register_module(child, module)
+
+
+def _widths(module: nn.Module) -> list[int] | None:
+    """[inputs, outputs] of a layer that has them."""
+    if isinstance(module, nn.Conv2d):
+        return [module.in_channels, module.out_channels]
+    if isinstance(module, nn.Linear):
+        return [module.in_features, module.out_features]
+    if isinstance(module, nn.BatchNorm2d):
+        return [module.num_features, module.num_features]
+    return None
+
+
+def _set_channels(model: nn.Module, change: Change) -> None:
+    for name, (inputs, outputs) in change["layers"].items():
+        old = model.get_submodule(name)
+        if _widths(old) != [inputs, outputs]:
+            replace_module(model, name, _resized(old, inputs, outputs))
+
+
+def _resized(old: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    if isinstance(old, nn.Conv2d):
+        depthwise = old.groups == old.in_channels > 1
+        return nn.Conv2d(
+            inputs, outputs, old.kernel_size, old.stride, old.padding, old.dilation,  # type: ignore[arg-type]
+            groups=inputs if depthwise else old.groups, bias=old.bias is not None,
+        )  # fmt: skip
+    if isinstance(old, nn.Linear):
+        # The head, whose classes are the data's: it may be a new one.
+        return nn.Linear(inputs, old.out_features, bias=old.bias is not None)
+    if isinstance(old, nn.BatchNorm2d):
+        return nn.BatchNorm2d(outputs, old.eps, old.momentum)
+    raise ValueError(f"a {type(old).__name__} has no channels")
+
+
+_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {"channels": _set_channels}
