@@ -19,8 +19,9 @@ ORIGINAL = "original"
 class PruneConfig:
     importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
     """What makes a channel matter; random is the control that the others have to beat."""
-    by: Literal["macs", "parameters"]
-    """What is to become less."""
+    by: Literal["macs", "parameters", "latency"]
+    """What is to become less. latency: of the layers, measured one by one on this CPU with latency.threads;
+    scope=global then weighs what a channel matters against the time that it costs."""
     keep: Annotated[float, Field(gt=0, lt=1)]
     """Share of it that is left."""
     scope: Literal["uniform", "global"]

@@ -13,7 +13,7 @@ from data.prepare import input_spec, prepare, resplit
 from deploy.bundle import file_sha256
 from deploy.errors import LabError
 from optimize.finetune import finetune
-from optimize.prune import cost_of, prune
+from optimize.prune import prune
 from optimize.stage import Context, Stage, StageRecord, as_settings, measure_stage, save_changed
 from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
 from train.result import write_json
@@ -33,9 +33,9 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
         model,
         context.spec.size,
         config,
-        cost_of(config.by),
         labelled_batches(images, context.spec, context.loader, context.data),
         context.config.seed,
+        context.config.latency.threads,
     )
     # The last word on the widths is enough to rebuild them.
     before = [change for change in checkpoint.structure if change["change"] != "channels"]

@@ -13,6 +13,7 @@ from torch import nn
 
 from configs.compress import PruneConfig
 from deploy.errors import LabError
+from optimize.layer_latency import measured_cost
 from optimize.widths import ChannelGroups, Cost, Layer, Widths, channel_groups, macs, parameters
 
 Scores = Mapping[str, torch.Tensor]
@@ -21,7 +22,7 @@ Scores = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PruneRecord:
-    """Costs in the unit of the constraint."""
+    """Costs in the unit of the constraint: MACs, parameters, or ms as the sum of measured layers."""
 
     before: float
     after: float
@@ -33,17 +34,18 @@ def prune(
     model: nn.Module,
     size: int,
     config: PruneConfig,
-    cost: Cost,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     seed: int,
+    threads: int = 1,
 ) -> PruneRecord:
     """Cut channels of `model` in place until it costs at most `config.keep` of what it does.
 
-    `cost`: of a layer, see `cost_of`. `batches`: images float32 [n, 3, size, size] and labels int64 [n], read
-    for importance=taylor alone. Raises LabError where the constraint cannot be met; the network is as it was
-    then.
+    `batches`: images float32 [n, 3, size, size] and labels int64 [n], read for importance=taylor alone.
+    `threads`: of the layers that are measured for by=latency. Raises LabError where the constraint cannot be
+    met; the network is as it was then.
     """
     groups = channel_groups(model, size)
+    cost = cost_of(config.by, groups, threads)
     if config.importance == "taylor":
         _accumulate_gradients(model, batches)
     scores = channel_scores(groups, config.importance, seed)
@@ -65,7 +67,10 @@ def prune(
     return record
 
 
-def cost_of(by: str) -> Cost:
+def cost_of(by: str, groups: ChannelGroups, threads: int) -> Cost:
+    """What `prune.by` counts; for latency the layers are measured here, on `threads` threads."""
+    if by == "latency":
+        return measured_cost(groups.layers, threads)
     return {"macs": macs, "parameters": parameters}[by]
 
 
@@ -120,7 +125,10 @@ def _uniform(
 def _global(
     groups: ChannelGroups, scores: Scores, limits: Widths, cost: Cost, budget: float, config: PruneConfig
 ) -> dict[str, int]:
-    """The channels that matter least wherever they are, `round_to` at a time."""
+    """The channels that matter least wherever they are, `round_to` at a time.
+
+    With by=latency those go first that matter least for the time that they cost (Shen et al. 2022, HALP).
+    """
     widths = groups.widths
     ordered = {name: torch.sort(scores[name]).values.double() for name in widths}
     reading: dict[str, list[Layer]] = {name: [] for name in widths}
@@ -144,8 +152,9 @@ def _global(
             gone = len(ordered[name]) - width
             loss = float(ordered[name][gone : gone + taken].mean())
             saved = saving(name, taken)
-            if best is None or loss < best[0]:
-                best = (loss, name, taken, saved)
+            rank = loss / max(saved, 1e-9) if config.by == "latency" else loss
+            if best is None or rank < best[0]:
+                best = (rank, name, taken, saved)
         assert best is not None, "the limits fit the budget"
         _, name, taken, saved = best
         widths[name] -= taken

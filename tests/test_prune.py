@@ -1,0 +1,230 @@
+"""Structured pruning: which channels go, what is left, and that it can be built again."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from configs.compress import PruneConfig
+from configs.load import load
+from configs.schema import TrainConfig
+from deploy.errors import LabError
+from deploy.input_spec import InputSpec
+from optimize import layer_latency
+from optimize.prune import channel_scores, least_important, prune
+from optimize.stage import count_macs, save_changed
+from optimize.widths import channel_groups, macs, parameters
+from tests.processes import python
+from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, restore_model
+from train.model import build_model, count_parameters
+from train.structure import apply_change, build_network, channels_of
+
+SIZE = 32
+HALF = PruneConfig(
+    importance="l1", by="macs", keep=0.5, scope="global", round_to=8, max_cut=0.9, num_images=4
+)
+
+
+def config(name: str) -> TrainConfig:
+    return load("train", TrainConfig, [f"model={name}", "data=synthetic"])
+
+
+def network(name: str = "resnet18") -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(config(name).model, 3).eval()
+
+
+def images() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    draws = torch.Generator().manual_seed(1)
+    return [(torch.rand(4, 3, SIZE, SIZE, generator=draws), torch.tensor([0, 1, 2, 0]))]
+
+
+def weigh(model: nn.Module, by: Any = macs) -> float:
+    groups = channel_groups(model, SIZE)
+    return groups.cost(by, groups.widths)
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "importance"),
+    [
+        ("resnet18", "uniform", "l1"),
+        ("resnet18", "global", "taylor"),
+        ("resnet18", "global", "random"),
+        ("resnet50", "global", "l2"),
+        ("mobilenet_v2", "global", "bn_scale"),
+        ("mobilenet_v2", "uniform", "l2"),
+    ],
+)
+def test_what_is_left_is_a_network_of_the_size_that_was_asked_for(
+    name: str, scope: Any, importance: Any
+) -> None:
+    model = network(name)
+    before = weigh(model)
+    record = prune(model, SIZE, replace(HALF, scope=scope, importance=importance), images(), 0)
+    assert record.before == before
+    assert record.after == weigh(model)
+    assert 0.42 < record.after / before <= 0.5
+    assert all(width % 8 == 0 for width in record.widths_after.values())
+    assert model(images()[0][0]).shape == (4, 3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_costs_are_those_of_the_network() -> None:
+    for name in ("resnet18", "mobilenet_v2"):
+        model = network(name)
+        assert weigh(model, parameters) == count_parameters(model)
+        assert weigh(model) == count_macs(model, SIZE)
+
+
+def test_a_residual_stage_is_one_group() -> None:
+    groups = channel_groups(network(), SIZE)
+    tied = {layer.name for layer in groups.layers if layer.out_group == "conv1"}
+    assert tied == {"conv1", "layer1.0.conv2", "layer1.1.conv2"}
+
+
+def test_what_matters_least_goes() -> None:
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("layer2.0.conv1.weight")[1::2] *= 1e-3
+        model.get_parameter("layer2.0.bn1.weight")[1::2] *= 1e-3
+        model.get_parameter("layer2.0.conv2.weight")[:, 1::2] *= 1e-3
+    scores = channel_scores(channel_groups(model, SIZE), "l1", 0)["layer2.0.conv1"]
+    assert set(least_important(scores, 64)) == set(range(1, 128, 2))
+    kept = model.get_parameter("layer2.0.conv1.weight")[::2].clone()
+    channel_groups(model, SIZE).cut({"layer2.0.conv1": least_important(scores, 64)})
+    assert torch.equal(model.get_parameter("layer2.0.conv1.weight"), kept)
+
+
+def test_channels_that_do_nothing_are_no_loss() -> None:
+    model = network().eval()
+    with torch.no_grad():
+        for tensor in ("layer3.0.bn1.weight", "layer3.0.bn1.bias"):
+            model.get_parameter(tensor)[:128] = 0.0
+    (batch, _), *_ = images()
+    expected = model(batch)
+    channel_groups(model, SIZE).cut({"layer3.0.conv1": range(128)})
+    assert torch.allclose(model(batch), expected, atol=1e-5)
+
+
+def test_the_control_depends_on_its_seed_alone() -> None:
+    groups = channel_groups(network(), SIZE)
+    one, same, other = (channel_scores(groups, "random", seed)["conv1"] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_uniform_cut_is_the_same_share_everywhere() -> None:
+    record = prune(network(), SIZE, replace(HALF, scope="uniform"), [], 0)
+    shares = {record.widths_after[name] / width for name, width in record.widths_before.items()}
+    assert max(shares) - min(shares) < 8 / 64
+
+
+@pytest.mark.parametrize(("keep", "words"), [(0.001, "at least 0.0"), (0.3, "max_cut 0.2")])
+def test_a_constraint_that_cannot_be_met_leaves_the_network_alone(keep: float, words: str) -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(LabError, match=words):
+        prune(model, SIZE, replace(HALF, keep=keep, max_cut=0.9 if keep < 0.1 else 0.2), [], 0)
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_gradients_take_images() -> None:
+    with pytest.raises(LabError, match=r"taylor: 0 images.*raise prune.num_images"):
+        prune(network(), SIZE, replace(HALF, importance="taylor"), [], 0)
+
+
+def test_measured_layers_steer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of our own: a layer takes as long as it has outputs, in the last stage a hundred times that."""
+    times = {(4, 4): 1.0, (2, 2): 1.0, (1, 1): 100.0}
+
+    def measure(kernel: Any, stride: int, out: tuple[int, int], *rest: Any) -> float:
+        return times.get(out, 1.0) * float(rest[2])
+
+    monkeypatch.setattr(layer_latency, "_measure", measure)
+    model = network()
+    layers = {layer.name: layer for layer in channel_groups(model, SIZE).layers}
+    cost = layer_latency.measured_cost(layers.values(), 1)
+    assert cost(layers["layer4.0.conv2"], 512, 300) == pytest.approx(30_000)
+    record = prune(model, SIZE, replace(HALF, by="latency", importance="random", keep=0.6), [], 0)
+    assert record.after <= 0.6 * record.before
+    cut = {name for name, width in record.widths_before.items() if record.widths_after[name] < width}
+    assert {name.split(".")[0] for name in cut} == {"layer4"}
+
+
+def test_a_layer_is_measured() -> None:
+    layer = channel_groups(network("mobilenet_v2"), SIZE).layers[0]
+    assert 0 < layer_latency.measured_cost([layer], 1)(layer, 3, 24) < 1000
+
+
+def saved(model: nn.Module, name: str, folder: Path) -> Path:
+    source = Checkpoint(
+        config=config(name),
+        input_spec=InputSpec(SIZE, SIZE, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c")),
+        structure=[], scaler={}, loader={"position": 0, "num_steps": 0}, progress=Progress(), metrics={},
+        model={}, ema=None, optimizer={},
+    )  # fmt: skip
+    save_changed(folder, source, model, [channels_of(model)])
+    return folder / NAME
+
+
+def test_a_fresh_process_builds_it_again(tmp_path: Path) -> None:
+    names = ("resnet18", "resnet50", "mobilenet_v2")
+    networks = {name: network(name) for name in names}
+    for name, model in networks.items():
+        prune(model, SIZE, HALF, [], 0)
+        saved(model, name, tmp_path / name)
+    (batch, _), *_ = images()
+    torch.save(batch, tmp_path / "batch.pt")
+    code = (
+        "import sys, torch; from pathlib import Path; from train.checkpoint import *; "
+        "folder = Path(sys.argv[1]); batch = torch.load(folder / 'batch.pt'); "
+        "load = lambda name: restore_model(load_checkpoint(folder / name / NAME)); "
+        "torch.save([load(name)(batch).detach() for name in sys.argv[2:]], folder / 'out.pt')"
+    )
+    done = python("-c", code, str(tmp_path), *names)
+    assert done.returncode == 0, done.stderr
+    for model, out in zip(networks.values(), torch.load(tmp_path / "out.pt"), strict=True):
+        assert torch.equal(out, model.eval()(batch))
+
+
+def test_a_value_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("conv1.weight")[0] = float("nan")
+    with pytest.raises(LabError, match=r"not finite .* such as conv1.weight"):
+        saved(model, "resnet18", tmp_path)
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"change": "holes"}, "a change 'holes'.*use the edgelab that wrote it"),
+        ({"change": "channels", "layers": {"layer9.conv1": [8, 8]}}, "does not fit its network"),
+        ({"change": "channels", "layers": {"relu": [8, 8]}}, "a ReLU has no channels"),
+    ],
+)
+def test_a_change_of_another_network_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(LabError, match=words):
+        apply_change(network(), change)
+
+
+def test_a_new_head_keeps_its_classes() -> None:
+    model = network()
+    prune(model, SIZE, HALF, [], 0)
+    wider = build_network(config("resnet18").model, 7, [channels_of(model)])
+    assert wider(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, 7)
+
+
+def test_restored_weights_are_those_saved(tmp_path: Path) -> None:
+    model = network()
+    prune(model, SIZE, HALF, [], 0)
+    restored = restore_model(load_checkpoint(saved(model, "resnet18", tmp_path))).state_dict()
+    assert all(torch.equal(value, restored[key]) for key, value in model.state_dict().items())
