@@ -19,7 +19,6 @@ from deploy.input_spec import InputSpec
 from train.checkpoint import Progress
 from train.diagnosis import Diagnosis
 from train.loop import Job, Training, train_epoch
-from train.memory import keep_memory
 from train.model import build_model
 from train.monitor import Monitor
 from train.optim import build_optimizer
@@ -89,8 +88,6 @@ def random_batches(config: TrainConfig, count: int, device: torch.device) -> lis
 def our_training(config: TrainConfig, spec: InputSpec, strategy: Strategy) -> Iterator[tuple[Training, Job]]:
     """A network as it is at the start of a run, with its records, stop check and watchdog."""
     device = strategy.device
-    if device.type == "cpu":
-        keep_memory()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         torch.manual_seed(0)

@@ -66,8 +66,7 @@ def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
     if device.type == "cpu" and (ranks.launched or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
-    if device.type == "cpu":
-        keep_memory()
+    keep_memory(device)
     # The sizes of the images never change, so the search for the fastest kernels pays after a few steps.
     torch.backends.cudnn.benchmark = True
     strategy = build_strategy(config.strategy, ranks, device, choose_precision(config.precision, device))
