@@ -1,6 +1,7 @@
 """`python -m scripts.bench_peers`: our training step against a bare loop and against what others offer.
 
-The same network, optimiser, precision, layout and batches in memory, in turns of changing order.
+The same network, optimiser, precision, layout and batches, each in a process of its own, in turns of changing
+order. `ours` keeps its memory as a run does (`train.memory`).
 `torchvision` is what its reference loop does in a step, in our words: two accuracies and the loss read back
 from the device each time. `timm` is its ClassificationTask, NativeScaler (fp16) and AverageMeter; `fabric` is
 Lightning Fabric's setup and backward. A peer that is not installed is left out, with the reason.
@@ -9,11 +10,13 @@ Lightning Fabric's setup and backward. A peer that is not installed is left out,
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -34,11 +37,13 @@ from scripts.bench_loop import (
     random_batches,
     wait,
 )
+from train.memory import keep_memory
 from train.optim import build_optimizer
 from train.precision import autocast, choose_precision
 from train.ranks import Ranks, choose_device
 from train.strategy import Single
 
+READY = "ready"
 ALONE = Ranks(0, 1, 0, 1, launched=False)
 Epoch = Callable[[Sequence[Batch]], None]
 """One pass of steps over batches."""
@@ -50,36 +55,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench_peers", description=__doc__)
     parser.add_argument("--steps", type=int, default=20, help="in each turn (default: 20)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as python -m train takes them")
     options = parser.parse_args()
     config = bench_config(options.overrides, options.steps)
     device = choose_device(config.device, ALONE)
-    torch.set_num_threads(usable_cores())
     precision = choose_precision(config.precision, device)
-    batches = random_batches(config, options.steps, device)
+    torch.set_num_threads(usable_cores())
+    if options.contender:
+        take_turns(options.contender, config, device, precision, options.steps)
+        return 0
     print(machine_line(device))
     print(
         f"{config.model.name} at {config.data.input.size} px, batch {config.batch_size}, {precision}, "
         f"{'compiled' if config.compile else 'eager'}, {options.rounds} rounds"
     )
-    with our_training(config, drawn_spec(config), Single(ALONE, device, precision)) as (training, job):
-        turns: dict[str, Callable[[], float]] = {
-            "ours": lambda: our_loop(training, InMemory(batches, len(batches)), job)
-        }
-        for name, make in CONTENDERS.items():
-            try:
-                epoch = make(config, copy.deepcopy(training.model), device, precision)
-            except ImportError as error:
-                print(f"  {name}: left out ({error})")
-                continue
-            turns[name] = lambda epoch=epoch: seconds_of(epoch, batches, device)  # type: ignore[misc]
+    with ExitStack() as stack:
+        started = {name: stack.enter_context(Contender(name)) for name in ("ours", *CONTENDERS)}
+        turns = {name: contender for name, contender in started.items() if contender.ready()}
         rates: dict[str, list[float]] = {name: [] for name in turns}
-        for turn in turns.values():
-            turn()
         for number in range(options.rounds):
             names = list(turns)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                rates[name].append(config.batch_size * options.steps / turns[name]())
+                rates[name].append(config.batch_size * options.steps / turns[name].turn())
     for name, found in rates.items():
         print(rate_line(name, found))
     print(ratio_line("ours over bare", rates["ours"], rates["bare"], "at least 0.95"))
@@ -88,6 +86,64 @@ def main() -> int:
     what = f"ours over the fastest peer, {fastest}"
     print(ratio_line(what, rates["ours"], rates[fastest], "at least 1.0"))
     return 0
+
+
+class Contender:
+    """One of them in a process of its own, so that none runs in memory that another has laid out."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        command = [sys.executable, "-m", "scripts.bench_peers", *sys.argv[1:], "--contender", name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def ready(self) -> bool:
+        """Whether it takes part; says why not."""
+        said = self._read()
+        if said != READY:
+            print(f"  {self._name}: left out ({said})")
+        return said == READY
+
+    def turn(self) -> float:
+        """Seconds of one turn."""
+        assert self._process.stdin is not None
+        print("go", file=self._process.stdin, flush=True)
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{self._name} has ended with {self._process.wait()}")
+        return line
+
+
+def take_turns(name: str, config: TrainConfig, device: torch.device, precision: str, steps: int) -> None:
+    """One contender: after a turn to warm up, one for each line of stdin; prints the seconds of each."""
+    batches = random_batches(config, steps, device)
+    with our_training(config, drawn_spec(config), Single(ALONE, device, precision)) as (training, job):
+        if name == "ours":
+            keep_memory(device)
+            turn = partial(our_loop, training, InMemory(batches, len(batches)), job)
+        else:
+            try:
+                epoch = CONTENDERS[name](config, training.model, device, precision)
+            except ImportError as error:
+                print(error, flush=True)
+                return
+            turn = partial(seconds_of, epoch, batches, device)
+        turn()
+        print(READY, flush=True)
+        for _ in sys.stdin:
+            print(turn(), flush=True)
+            if device.type == "cuda":  # several networks share it
+                torch.cuda.empty_cache()
 
 
 def seconds_of(epoch: Epoch, batches: Sequence[Batch], device: torch.device) -> float:

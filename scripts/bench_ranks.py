@@ -19,6 +19,7 @@ from scripts.bench_lines import machine_line, rate_line, ratio_line
 from scripts.bench_loop import InMemory, bench_config, drawn_spec, our_loop, our_training, random_batches
 from train.ddp import DDP
 from train.loop import Job, Training
+from train.memory import keep_memory
 from train.precision import choose_precision
 from train.ranks import Ranks, choose_device
 from train.strategy import Single
@@ -38,6 +39,7 @@ def main() -> int:
         return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode
     config = bench_config(options.overrides, options.steps)
     device = choose_device(config.device, ranks)
+    keep_memory(device)
     if device.type == "cpu":
         torch.set_num_threads(1)
         if hasattr(os, "sched_setaffinity"):

@@ -34,6 +34,7 @@ from scripts.bench_loop import (
     random_batches,
     wait,
 )
+from train.memory import keep_memory
 from train.precision import choose_precision
 from train.ranks import Ranks, choose_device
 from train.strategy import Single
@@ -52,6 +53,7 @@ def main() -> int:
     options = parser.parse_args()
     config = bench_config(options.overrides, options.steps)
     device = choose_device(config.device, ALONE)
+    keep_memory(device)
     print(machine_line(device))
     if options.synthetic:
         bench_model(config, device, options.steps, options.rounds)

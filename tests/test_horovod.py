@@ -306,12 +306,12 @@ def test_workers_come_and_go(elastic: Elastic, tmp_path: Path) -> None:
     assert sorted(victims) == ["127.0.0.1", "localhost"]
     os.kill(victims["127.0.0.1"], signal.SIGKILL)
     elastic.wait_for("a worker was lost: 1 go on")
-    elastic.wait_for("resumed from")
+    elastic.wait_for("resumed at step")
     elastic.wait_for("over 1 rank(s)")
     elastic.wait_for("epoch 5 of 20")
     elastic.offer("localhost:2")
     elastic.wait_for("the workers have changed: 2 go on")
-    elastic.wait_for("resumed from")
+    elastic.wait_for("resumed at step")
     elastic.wait_for("over 2 rank(s)")
     assert elastic.finish() == 0, elastic.said
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

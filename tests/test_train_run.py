@@ -228,7 +228,7 @@ def test_sigterm_ends_a_rank_that_cannot_be_reached(tmp_path: Path) -> None:
     done = python("-c", HANG, str(tmp_path / "rank0.log"), timeout=25)
     assert done.returncode == 1, done.stderr
     assert "did not come round" in done.stderr
-    assert 'File "<string>", line 8 in <module>' in (tmp_path / "rank0.log").read_text()
+    assert 'File "<string>", line 9 in <module>' in (tmp_path / "rank0.log").read_text()
 
 
 def test_a_run_folder_is_not_overwritten(images: list[str], uninterrupted: Path) -> None:

@@ -23,6 +23,8 @@ class DDP(Group):
             model,
             device_ids=[self.device.index] if on_gpu else None,
             gradient_as_bucket_view=True,
+            # Rank 0's statistics of BatchNorm are those that count, and `align` hands them on when they do.
+            broadcast_buffers=False,
         )
 
     def backward(

@@ -32,6 +32,7 @@ from train.ema import Ema
 from train.fit import fit
 from train.loop import Job, Training, require_finite_weights
 from train.machines import load_shared, require_resume
+from train.memory import keep_memory
 from train.model import count_parameters
 from train.monitor import Monitor, log, log_file, own_mistakes, progress_bar, start_logging
 from train.optim import build_optimizer
@@ -66,6 +67,7 @@ def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
     # torchrun sets OMP_NUM_THREADS=1 by itself, so only without it is the variable the user's word.
     if device.type == "cpu" and (ranks.launched or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
+    keep_memory(device)
     # The sizes of the images never change, so the search for the fastest kernels pays after a few steps.
     torch.backends.cudnn.benchmark = True
     strategy = build_strategy(config.strategy, ranks, device, choose_precision(config.precision, device))
