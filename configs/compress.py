@@ -46,6 +46,10 @@ class FinetuneConfig:
     temperature: PositiveFloat
     weight: Annotated[float, Field(ge=0, le=1)]
     """Of the teachers in the loss."""
+    method: Literal["kd", "dist"]
+    """As distill.method of `python -m train`."""
+    features: NonNegativeFloat
+    """As distill.features."""
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> FinetuneConfig:

@@ -395,7 +395,7 @@ class LossConfig:
 
 @dataclass(config=_CLOSED, frozen=True)
 class DistillConfig:
-    """Hinton et al. 2015."""
+    """Learning from other networks besides the labels (`train.distill` has the formulas)."""
 
     teachers: list[str]
     """Checkpoints, whose probabilities are averaged; none: off."""
@@ -403,6 +403,10 @@ class DistillConfig:
     """Divides the logits of both sides."""
     weight: Annotated[float, Field(ge=0, le=1)]
     """Of the teachers in the loss; the labels have the rest."""
+    method: Literal["kd", "dist"]
+    """kd: their probabilities (Hinton et al. 2015); dist: how they correlate (Huang et al. 2022)."""
+    features: NonNegativeFloat
+    """Weight of where the stages look (attention transfer, Zagoruyko and Komodakis 2017); 0 is off."""
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -551,6 +555,10 @@ class TrainConfig:
         if self.strategy.elastic and (self.run_dir is None or not self.resume):
             problems.append(
                 "strategy.elastic=true needs run_dir=... and resume=true: it goes on from the checkpoint"
+            )
+        if self.distill.features and (self.compile or self.strategy.name == "pipeline"):
+            problems.append(
+                "distill.features needs compile=false and no strategy=pipeline: it looks into the layers"
             )
         if self.diagnose.every and self.compile:
             problems.append("diagnose.every needs compile=false: compiled layers cannot be looked into")

@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.compress import ORIGINAL
 from configs.load import from_dict, from_yaml, to_yaml
-from configs.schema import EarlyStopConfig, TrainConfig, TransferConfig
+from configs.schema import DistillConfig, EarlyStopConfig, TrainConfig, TransferConfig
 from deploy.errors import LabError
 from optimize.stage import Context
 from train.checkpoint import load_checkpoint
@@ -50,7 +50,13 @@ def finetune_config(source: Path, folder: Path, context: Context) -> TrainConfig
         data=context.data,
         model=replace(trained.model, weights=str(source), new_head=False),
         optim=replace(trained.optim, lr=ours.lr, warmup_epochs=ours.warmup_epochs, cycles=1),
-        distill=replace(trained.distill, teachers=teachers, temperature=ours.temperature, weight=ours.weight),
+        distill=DistillConfig(
+            teachers=teachers,
+            temperature=ours.temperature,
+            weight=ours.weight,
+            method=ours.method,
+            features=ours.features,
+        ),
         transfer=TransferConfig(frozen_epochs=0, gradual=0, lr_decay=1.0),
         early_stop=EarlyStopConfig(patience=0, min_delta=0.0),
     )

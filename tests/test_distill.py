@@ -19,7 +19,8 @@ from tests.test_saves import assert_same, overrides, train
 from tests.test_strategy import images as batch_of
 from tests.test_strategy import small_net, strategy_here
 from tests.test_train_run import KILLER
-from train.distill import distilled, soft_loss
+from train.distill import Taps, attention_loss, dist_loss, distilled, soft_loss
+from train.model import build_model
 from train.task import classification, draws_for
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def test_the_loss_is_the_formula_on_the_images_that_the_network_sees(mixed: list
     config = load("train", TrainConfig, ["label_smoothing=0.1", *mixed])
     teachers = [Teacher(1).eval().requires_grad_(False), Teacher(2).eval().requires_grad_(False)]
     usual = classification(config, np.full(5, 10), CPU)
-    task = distilled(usual, teachers, DistillConfig([], 3.0, 0.7), CPU, "fp32")
+    task = distilled(usual, teachers, DistillConfig([], 3.0, 0.7, "kd", 0.0), CPU, "fp32")
     batch = batch_of(8)
     seen, criterion = task(batch, draws_for(0, 0, 0, 0))
     seen_before, plain = usual(batch, draws_for(0, 0, 0, 0))
@@ -77,6 +78,54 @@ def test_a_network_that_agrees_has_nothing_to_learn() -> None:
     assert float(logits.grad.abs().max()) < 1e-6
 
 
+def test_dist_is_the_correlation() -> None:
+    draws = torch.Generator().manual_seed(1)
+    logits, told = (torch.randn(6, 5, generator=draws) for _ in range(2))
+    ours, theirs = ((values.double() / 2).softmax(1).numpy() for values in (logits, told))
+    rows = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(ours, theirs, strict=True)])
+    columns = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(ours.T, theirs.T, strict=True)])
+    value = dist_loss(logits, (told / 2).log_softmax(1), 2.0)
+    assert float(value) == pytest.approx(4 * (rows + columns), rel=1e-4)
+    # A teacher that is surer of the same has nothing new to say: what DIST is for.
+    assert float(dist_loss(logits, (logits / 2).log_softmax(1), 2.0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_attention_is_of_any_width_and_knows_where_not_how_much() -> None:
+    draws = torch.Generator().manual_seed(2)
+    ours = [torch.rand(3, 8, 8, generator=draws), torch.rand(3, 4, 4, generator=draws)]
+    assert float(attention_loss(ours, [5 * m for m in ours])) == pytest.approx(0, abs=1e-6)
+    a, b = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
+    a[0, 0, 0] = b[0, 1, 1] = 1.0
+    assert float(attention_loss([a], [b])) == pytest.approx(1.0)
+    assert float(attention_loss([a], [torch.ones(1, 3, 9, 9), b])) == pytest.approx(1.0)
+
+
+def test_where_the_stages_look_is_learnt_from() -> None:
+    config = load("train", TrainConfig, ["model=resnet18"])
+    torch.manual_seed(0)
+    teacher = build_model(config.model, 5).eval().requires_grad_(False)
+    network = build_model(config.model, 5).eval()
+    usual = classification(config, np.full(5, 10), CPU)
+    values = {}
+    for features in (0.0, 2.0):
+        distil = DistillConfig([], 4.0, 1.0, "kd", features)
+        task = distilled(usual, [teacher], distil, CPU, "fp32", Taps(network) if features else None)
+        images, criterion = task(batch_of(4), draws_for(0, 0, 0, 0))
+        values[features] = criterion(network(images), slice(None))
+    network.zero_grad()
+    (values[2.0] - values[0.0]).backward()
+    gradient = network.get_parameter("layer1.1.conv2.weight").grad
+    assert gradient is not None
+    assert float(gradient.abs().sum()) > 0
+    network.load_state_dict(teacher.state_dict())
+    taps = Taps(network)
+    images = batch_of(4).images
+    theirs = Taps(teacher)
+    network(images), teacher(images)
+    assert len(taps.maps) == 4
+    assert float(attention_loss(taps.maps, theirs.maps)) == pytest.approx(0, abs=1e-6)
+
+
 def gradient(name: str) -> dict[str, Any]:
     """Of one global batch of 8 with a teacher beside the labels."""
     strategy = strategy_here(name, microbatches=2 if name == "pipeline" else 1)
@@ -86,7 +135,7 @@ def gradient(name: str) -> dict[str, Any]:
     teacher = Teacher(1)
     config = load("train", TrainConfig, [])
     usual = classification(config, np.full(5, 10), CPU)
-    task = distilled(usual, [teacher], DistillConfig([], 4.0, 0.9), CPU, "fp32")
+    task = distilled(usual, [teacher], DistillConfig([], 4.0, 0.9, "kd", 0.0), CPU, "fp32")
     share = 8 // strategy.replicas
     mine = slice(strategy.replica * share, (strategy.replica + 1) * share)
     whole = batch_of(8)
@@ -138,12 +187,12 @@ def test_a_killed_run_with_teachers_continues_bit_for_bit(
     teacher: Path,
     tmp_path: Path,
 ) -> None:
-    learning = f"distill.teachers=[{teacher}]"
-    train(files, tmp_path / "whole", learning)
+    learning = [f"distill.teachers=[{teacher}]", "distill.method=dist", "distill.features=10.0"]
+    train(files, tmp_path / "whole", *learning)
     train(files, tmp_path / "alone")
-    killed = python("-c", KILLER, *overrides(files, tmp_path / "run", learning))
+    killed = python("-c", KILLER, *overrides(files, tmp_path / "run", *learning))
     assert killed.returncode == -9, killed.stderr
-    train(files, tmp_path / "run", learning, "resume=true")
+    train(files, tmp_path / "run", *learning, "resume=true")
     assert_same(tmp_path / "whole", tmp_path / "run")
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "whole", tmp_path / "alone")

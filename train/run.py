@@ -119,7 +119,6 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
     splits = prepare_data(config, run_dir, strategy)
     spec = input_spec(config.data, splits.train.class_names)
     task = classification(config, class_counts(splits.train), strategy.device)
-    task = with_teachers(task, config, spec, strategy)
     plan = train_plan(config, splits.train, spec, strategy)
     loaders = _open_loaders(config, splits, plan, strategy)
     for loader in loaders:
@@ -127,6 +126,7 @@ def _train(config: TrainConfig, run_dir: Path, strategy: Strategy, resources: Ex
     saves = Saves(run_dir, strategy)
     structure = strategy.on_first(lambda: saved_structure(run_dir) or starting_structure(config.model))
     training = _begin(config, spec, structure, strategy, saves, loaders[0])
+    task = with_teachers(task, config, spec, strategy, training.model)
     ranks, progress = strategy.ranks, training.progress
     evaluated = progress.step == progress.epoch * (len(loaders[0]) // config.accumulate)
     wandb = open_wandb(config, run_dir) if ranks.is_first else None
