@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import configs.load
+from configs.compress import OptimizeConfig
 from configs.load import CONFIG_DIR, as_dict, from_dict, load, run_command, to_yaml
 from configs.schema import ImageFolderConfig, QuantizeConfig, SgdConfig, TrainConfig
 from deploy.errors import LabError
@@ -67,6 +68,12 @@ def test_the_benchmark_config_is_valid() -> None:
     assert load("quantize_and_benchmark", QuantizeConfig, ["checkpoint=c"]).checkpoint == "c"
     with pytest.raises(LabError, match="checkpoint is required: give checkpoint="):
         load("quantize_and_benchmark", QuantizeConfig)
+
+
+def test_the_chains_config_is_valid() -> None:
+    assert load("optimize", OptimizeConfig, ["checkpoint=c"]).stages == ["prune", "finetune"]
+    with pytest.raises(LabError, match="checkpoint is required: give checkpoint="):
+        load("optimize", OptimizeConfig)
 
 
 @pytest.mark.parametrize(

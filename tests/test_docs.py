@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.compress import OptimizeConfig
 from configs.load import load, sweep_jobs
 from configs.schema import QuantizeConfig, TrainConfig, WriteShardsConfig
 from tests.processes import ROOT, python
@@ -53,6 +54,11 @@ def test_compression_commands_compose(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if " -m data.shards " in c])
 def test_shard_commands_compose(command: str) -> None:
     load("shards", WriteShardsConfig, shlex.split(command.split(" -m data.shards ")[1]))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if " -m optimize " in c])
+def test_chains_compose(command: str) -> None:
+    load("optimize", OptimizeConfig, shlex.split(command.split(" -m optimize ")[1]))
 
 
 MODULES = sorted({m for c in commands() for m in re.findall(r"python3? -m ([\w.]+(?: bench| verify)?)", c)})
