@@ -50,13 +50,13 @@ TINY = [
     "data.height=40", "data.input.size=32", "data.input.resize=36", "model=mobilenet_v2",
     "model.dropout=0.3", "mixup=0.2", "ema_decay=0.9", "batch_size=4", "accumulate=2", "epochs=1",
     "log_every=2", "checkpoint_every=4", "optim.lr=0.01", "optim.warmup_epochs=0.5", "precision=fp32",
-    "device=cpu", "diagnose.every=1",
+    "device=cpu", "diagnose.every=1", "clip_grad_norm=1.0",
 ]  # fmt: skip
 SPEC = InputSpec(size=8, resize=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), class_names=("a", "b", "c"))
 
 
 def small() -> nn.Sequential:
-    """A stem of 3 channels, a depthwise, a pointwise and a plain convolution, and a head."""
+    """A stem of 3 channels, a depthwise, a pointwise and a plain convolution, a head; all of one scale."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -69,6 +69,9 @@ def small() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(6, 3),
     )
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.weight, 0, 0.3)
     nn.init.uniform_(cast(nn.BatchNorm2d, model[1]).weight, -1.5, 1.5)
     return model
 
@@ -120,7 +123,7 @@ def test_of_equal_weights_the_first_go() -> None:
 def test_a_layer_is_not_emptied() -> None:
     model = small()
     with torch.no_grad():
-        model[3].weight *= 1e-3  # type: ignore[operator]
+        weight(model, "3").mul_(1e-3)
     with pytest.raises(LabError, match=r"0\.9 with scope=global leaves no weight in 3: .*scope=uniform"):
         choose_masks(model, 0.9, "unstructured", "global", [])
     assert choose_masks(model, 0.9, "unstructured", "uniform", [])["3"].any()
@@ -239,7 +242,7 @@ def test_masked_weights_stay_zero_in_training(config: OptimConfig) -> None:
 
 def test_a_checkpoint_rebuilds_the_masks(trained: Checkpoint, tmp_path: Path) -> None:
     model = restore_model(trained)
-    set_masks(model, choose_masks(model, 0.6, "unstructured", "global", ["first"]))
+    set_masks(model, choose_masks(model, 0.6, "unstructured", "uniform", ["first"]))
     save_changed(tmp_path, trained, model, with_masks([], model))
     saved = load_checkpoint(tmp_path / "checkpoint.pt")
     again = restore_model(saved)
@@ -320,7 +323,7 @@ def test_channels_are_not_cut_under_masks(trained: Checkpoint, tmp_path: Path) -
 
 
 def test_a_ticket_is_its_start_times_the_mask(trained: Checkpoint) -> None:
-    masks = choose_masks(restore_model(trained), 0.6, "unstructured", "global", [])
+    masks = choose_masks(restore_model(trained), 0.6, "unstructured", "global", ["head"])
     start, structure = rewound(trained, None)
     model = ticket(start, masks)
     torch.manual_seed(trained.config.seed)
@@ -385,7 +388,7 @@ def test_settings_are_checked_together() -> None:
 
 CHAIN = [
     "latency.seconds=0", "sparsify.finetune.epochs=1", "sparsify.rounds=2", "sparsify.finetune.lr=0.01",
-    "lottery.rounds=2",
+    "lottery.rounds=2", "sparsify.scope=uniform", "lottery.scope=uniform",
 ]  # fmt: skip
 KILLER = """
 import os, signal, sys

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -73,8 +74,13 @@ def plain(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(cast(nn.ModuleDict, module.parametrizations)):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            # Not parametrize.remove_parametrizations: it changes the class, which `model` has too.
+            names = list(cast(nn.ModuleDict, module.parametrizations))
+            values = {name: cast(torch.Tensor, getattr(module, name)).detach().clone() for name in names}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
     return copied
 
 
