@@ -58,6 +58,53 @@ class FinetuneConfig:
         return self
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class SparsifyConfig:
+    """Single weights become zero and stay so; shapes stay as they are."""
+
+    pattern: Literal["unstructured", "2:4"]
+    """2:4: of every 4 input channels that follow each other 2 stay, for each output channel and each place of
+    the kernel. Layers whose input channels 4 does not divide stay dense."""
+    sparsity: Share
+    """Of the weights that is zero at the end. For unstructured alone: 2:4 is one half."""
+    scope: Literal["uniform", "global"]
+    """uniform: the same share of every layer; global: the smallest, wherever they are."""
+    dense: list[str]
+    """Layers that stay as they are: names, `first` for the first convolution, `head` for the last layer."""
+    rounds: PositiveInt
+    """Steps in which the share rises, each with a training behind it."""
+    finetune: FinetuneConfig | None
+    """That training; null: none, for a stage that follows."""
+
+    @model_validator(mode="after")
+    def _rounds_train(self) -> SparsifyConfig:
+        if self.finetune is None and self.rounds > 1:
+            raise ValueError(f"finetune=null leaves rounds {self.rounds} without training: give rounds=1")
+        return self
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class LotteryConfig:
+    """The weights that training shows to matter, trained from their start (Frankle and Carbin 2019)."""
+
+    sparsity: Share
+    """Of the weights that is zero at the end."""
+    scope: Literal["uniform", "global"]
+    """As of sparsify."""
+    dense: list[str]
+    """As of sparsify."""
+    rounds: PositiveInt
+    """Each takes the same share of the weights that are left."""
+    rewind: str | None
+    """A checkpoint from early in the run, to whose weights those that are left go back (Frankle et al. 2020);
+    null: to those that the run began with."""
+    epochs: PositiveInt | None
+    """Of each training; null: as many as the run had."""
+
+
 @dataclass(config=_CLOSED, frozen=True)
 class GateConfig:
     max_drop: NonNegativeFloat
@@ -73,7 +120,7 @@ class LatencyConfig:
     """Of each of the two; 0 is off."""
 
 
-StageName = Literal["prune", "finetune"]
+StageName = Literal["prune", "finetune", "sparsify", "lottery"]
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -92,5 +139,7 @@ class OptimizeConfig:
     seed: Seed
     prune: PruneConfig
     finetune: FinetuneConfig
+    sparsify: SparsifyConfig
+    lottery: LotteryConfig
     gate: GateConfig
     latency: LatencyConfig

@@ -13,11 +13,13 @@ from data.prepare import input_spec, prepare, resplit
 from deploy.bundle import file_sha256
 from deploy.errors import LabError
 from optimize.finetune import finetune
+from optimize.lottery import lottery_stage
 from optimize.prune import prune
+from optimize.sparsify import sparsify_stage
 from optimize.stage import Context, Stage, StageRecord, as_settings, measure_stage, save_changed
 from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
 from train.result import write_json
-from train.structure import channels_of
+from train.structure import channels_of, has_masks
 
 RECORD = "record.json"
 Say = Callable[[str], None]
@@ -27,6 +29,11 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     """See `optimize.stage.Stage`."""
     config = context.config.prune
     checkpoint = load_checkpoint(source)
+    if has_masks(checkpoint.structure):
+        raise LabError(
+            f"prune: {source} has weights that are masked one by one, and the masks do not go along when "
+            "channels are cut: cut first, as in stages=[prune,sparsify]"
+        )
     model = restore_model(checkpoint)
     images = choose_images(context.splits.train, config.num_images, context.config.seed)
     record = prune(
@@ -43,7 +50,12 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     return asdict(record)
 
 
-STAGES: dict[str, Stage] = {"prune": prune_stage, "finetune": finetune}
+STAGES: dict[str, Stage] = {
+    "prune": prune_stage,
+    "finetune": finetune,
+    "sparsify": sparsify_stage,
+    "lottery": lottery_stage,
+}
 
 
 def run_chain(config: OptimizeConfig, say: Say) -> list[StageRecord]:

@@ -7,22 +7,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from configs.compress import ORIGINAL
+from configs.compress import ORIGINAL, FinetuneConfig
 from configs.load import from_dict, from_yaml, to_yaml
 from configs.schema import DistillConfig, EarlyStopConfig, TrainConfig, TransferConfig
 from deploy.errors import LabError
 from optimize.stage import Context
-from train.checkpoint import load_checkpoint
+from train.checkpoint import read_facts
 from train.launch import Child, run_children
+from train.result import read_result
 
 
 def finetune(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     """See `optimize.stage.Stage`. Killed, it goes on from its last checkpoint, bit for bit."""
-    config = finetune_config(source, folder, context)
+    return train(finetune_config(source, folder, context, context.config.finetune), folder)
+
+
+def train(config: TrainConfig, folder: Path) -> dict[str, float]:
+    """A run in that folder, in this process or under torchrun; the metrics of its end.
+
+    One that is complete is not run again, one that was killed goes on. Raises LabError where it is stopped.
+    """
+    if read_result(folder, config) is None:
+        _run(config, folder)
+    result = read_result(folder, config)
+    if result is None:
+        raise LabError(f"the training in {folder} was stopped: give the command again to go on")
+    return result.metrics
+
+
+def _run(config: TrainConfig, folder: Path) -> None:
     if (config.processes or 1) == 1:
         from train.run import run
 
-        return run(config)
+        run(config)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "finetune.yaml"
     file.write_text(to_yaml(config))
@@ -32,12 +50,11 @@ def finetune(source: Path, folder: Path, context: Context) -> dict[str, Any]:
         raise LabError(
             f"the training in {folder} ended with exit code {code}: give the command again to go on"
         )
-    return dict(load_checkpoint(folder / "checkpoint.pt").metrics)
 
 
-def finetune_config(source: Path, folder: Path, context: Context) -> TrainConfig:
+def finetune_config(source: Path, folder: Path, context: Context, ours: FinetuneConfig) -> TrainConfig:
     """The config of the training that made the checkpoint, with what the stage changes."""
-    trained, ours = load_checkpoint(source).config, context.config.finetune
+    trained = read_facts(source).config
     teachers = [str(context.original) if teacher == ORIGINAL else teacher for teacher in ours.teachers]
     return replace(
         trained,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from configs.schema import TrainConfig
+from train.masks import weight_parameter
 from train.monitor import Monitor, keep_past, log
 from train.state import local
 from train.strategy import Strategy
@@ -151,7 +152,7 @@ class Diagnosis:
         """float64 [layers, 3] of this rank's slices: whether there is a gradient, its norm, the weight's."""
         rows = []
         for module in self._modules.values():
-            weight = cast(torch.Tensor, module.weight)
+            weight = weight_parameter(module)
             row = torch.zeros(3, dtype=torch.float64, device=self._strategy.device)
             if not weight.is_meta:
                 row[2] = local(weight).float().square().sum()
@@ -198,7 +199,7 @@ class _Activations:
 
     def __init__(self, modules: dict[str, nn.Module], device: torch.device) -> None:
         self._rows = {name: row for row, name in enumerate(modules)}
-        self._channels = [cast(torch.Tensor, module.weight).shape[0] for module in modules.values()]
+        self._channels = [weight_parameter(module).shape[0] for module in modules.values()]
         new = partial(torch.zeros, dtype=torch.float64, device=device)
         self._sums = new(len(modules), 5)  # outputs, their sum, their squares; ReLU's outputs, its zeros
         self._peaks = new(len(modules), 2)  # largest absolute output, largest share of a ReLU not zero

@@ -6,13 +6,17 @@ the tensors in them are the checkpoint's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from configs.schema import ModelConfig
 from deploy.errors import LabError
+from train.masks import mask_layers, masked_layers
 from train.model import build_model
 
 Change = dict[str, Any]
@@ -50,6 +54,34 @@ def channels_of(model: nn.Module) -> Change:
     """The widths of every layer: what a network from which channels were cut is rebuilt by."""
     layers = {name: _widths(module) for name, module in model.named_modules() if _widths(module)}
     return {"change": "channels", "layers": layers}
+
+
+def with_masks(structure: Structure, model: nn.Module) -> list[Change]:
+    """`structure` with the masks that the network has now."""
+    ours: Change = {"change": "masks", "layers": masked_layers(model)}
+    if not has_masks(structure):
+        return [*structure, ours]
+    # In their place: the tensors of a weight's parametrizations are numbered in this order.
+    return [ours if change["change"] == "masks" else change for change in structure]
+
+
+def has_masks(structure: Structure) -> bool:
+    return any(change["change"] == "masks" for change in structure)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A copy in which every weight is a plain tensor, with its parametrizations computed into it."""
+    copied = copy.deepcopy(model)
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            # Not parametrize.remove_parametrizations: it changes the class, which `model` has too.
+            names = list(cast(nn.ModuleDict, module.parametrizations))
+            values = {name: cast(torch.Tensor, getattr(module, name)).detach().clone() for name in names}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
+    return copied
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -91,4 +123,8 @@ def _resized(old: nn.Module, inputs: int, outputs: int) -> nn.Module:
     raise ValueError(f"a {type(old).__name__} has no channels")
 
 
-_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {"channels": _set_channels}
+def _mask(model: nn.Module, change: Change) -> None:
+    mask_layers(model, change["layers"])
+
+
+_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {"channels": _set_channels, "masks": _mask}

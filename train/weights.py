@@ -236,7 +236,7 @@ def _why_new_head(config: ModelConfig, ours: Tensors, theirs: Tensors) -> str | 
         return "model.new_head=true"
     if ours.keys() != theirs.keys():
         return "there is none in the file"
-    key = next(key for key in ours if key.endswith("weight"))
-    if ours[key].shape != theirs[key].shape:
-        return f"{len(theirs[key])} classes there, {len(ours[key])} here"
+    other = [key for key in ours if ours[key].shape != theirs[key].shape]
+    if other:
+        return f"{len(theirs[other[0]])} classes there, {len(ours[other[0]])} here"
     return None

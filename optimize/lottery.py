@@ -1,0 +1,130 @@
+"""Lottery tickets: the weights that training shows to matter, trained alone from where they started."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.schema import TrainConfig
+from deploy.errors import LabError
+from optimize.finetune import train
+from optimize.rounds import begin, leave
+from optimize.sparsify import START, Masks, choose_masks, require_reachable, sparsity_record
+from optimize.stage import Context, save_changed
+from train.checkpoint import NAME, Checkpoint, load_checkpoint, restore_model
+from train.masks import set_masks
+from train.structure import Structure, build_network, with_masks
+from train.weights import starting_structure, starting_weights
+
+
+def ticket_schedule(sparsity: float, rounds: int) -> list[float]:
+    """The sparsity after each round, of which every one takes the same share of what is left: the iterative
+    pruning of Frankle and Carbin 2019, section 2."""
+    return [1 - (1 - sparsity) ** (i / rounds) for i in range(1, rounds + 1)]
+
+
+def rewound(trained: Checkpoint, early: Path | None) -> tuple[nn.Module, Structure]:
+    """The network of a run as its training began, or as the checkpoint `early` has it; on the CPU.
+
+    Raises LabError where that is not the network that was trained.
+    """
+    config, num_classes = trained.config.model, trained.input_spec.num_classes
+    if early is not None:
+        checkpoint = load_checkpoint(early)
+        structure: Structure = checkpoint.structure
+        # Not the average: the optimiser had these.
+        model = restore_model(replace(checkpoint, ema=None))
+    else:
+        structure = starting_structure(config)
+        model = _random_network(trained, structure, trained.config.seed)
+        if config.weights is not None:
+            model.load_state_dict(starting_weights(config, model), strict=False)
+    wanted = build_network(config, num_classes, trained.structure).state_dict()
+    ours = model.state_dict()
+    if {key: value.shape for key, value in ours.items()} != {k: v.shape for k, v in wanted.items()}:
+        what = f"lottery.rewind={early}" if early is not None else "the network that its training began with"
+        raise LabError(
+            f"lottery: {what} is not the network of the checkpoint, so that no weight of it can be rewound; "
+            "put lottery before the stages that change the network, or give another lottery.rewind"
+        )
+    return model.eval(), structure
+
+
+def redrawn(trained: Checkpoint, structure: Structure) -> nn.Module:
+    """The same network from other random weights."""
+    return _random_network(trained, structure, trained.config.seed + 1)
+
+
+def ticket(start: nn.Module, masks: Masks) -> nn.Module:
+    """A copy of `start` that has only the weights that the masks keep."""
+    model = copy.deepcopy(start)
+    set_masks(model, masks)
+    return model
+
+
+def lottery_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
+    """See `optimize.stage.Stage`. Leaves the ticket of the last round; the control is the same masks on other
+    random weights, trained alike.
+
+    Each training is the run's own recipe from its first step, also after a rewind to a later checkpoint.
+    """
+    config = context.config.lottery
+    checkpoint = load_checkpoint(source)
+    early = Path(config.rewind) if config.rewind is not None else None
+    start, structure = rewound(checkpoint, early)
+    require_reachable(restore_model(checkpoint), config.sparsity, "unstructured", config.scope, config.dense)
+    recipe(checkpoint.config, source, folder, context)
+    begin(folder, config, source)
+
+    def trained(name: str, network: nn.Module, masks: Masks) -> float:
+        file = folder / name / START
+        if not file.exists():
+            model = ticket(network, masks)
+            save_changed(folder / name, checkpoint, model, with_masks(structure, model), START)
+        return train(recipe(checkpoint.config, file, folder / name, context), folder / name)["top1"]
+
+    rounds = []
+    last = source
+    masks: Masks = {}
+    for number, share in enumerate(ticket_schedule(config.sparsity, config.rounds), 1):
+        model = restore_model(load_checkpoint(last))
+        masks = choose_masks(model, share, "unstructured", config.scope, config.dense)
+        rounds.append({"sparsity": share, "top1": trained(f"round-{number}", start, masks)})
+        last = folder / f"round-{number}" / NAME
+    control = trained("control", redrawn(checkpoint, structure), masks)
+    leave(last, folder)
+    record = sparsity_record(restore_model(load_checkpoint(last)))
+    return {**asdict(record), "rounds": rounds, "top1": rounds[-1]["top1"], "control_top1": control}
+
+
+def recipe(trained: TrainConfig, start: Path, folder: Path, context: Context) -> TrainConfig:
+    """The run's own training from `start`. Raises LabError where it does not fit lottery.epochs."""
+    epochs = context.config.lottery.epochs or trained.epochs
+    optim = trained.optim
+    if epochs % optim.cycles:
+        raise LabError(f"lottery.epochs {epochs} must be a multiple of the run's optim.cycles {optim.cycles}")
+    return replace(
+        trained,
+        name=folder.name,
+        run_dir=str(folder),
+        resume=True,
+        epochs=epochs,
+        processes=context.config.processes,
+        checkpoint_epochs=1,
+        data=context.data,
+        model=replace(trained.model, weights=str(start), new_head=False),
+        # The schedule keeps its form.
+        optim=replace(optim, warmup_epochs=optim.warmup_epochs * (epochs / trained.epochs)),
+    )
+
+
+def _random_network(trained: Checkpoint, structure: Structure, seed: int) -> nn.Module:
+    """As `train.run` builds it from this seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(trained.config.model, trained.input_spec.num_classes, structure)
