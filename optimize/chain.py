@@ -12,6 +12,8 @@ from data.calibration import choose_images, labelled_batches
 from data.prepare import input_spec, prepare, resplit
 from deploy.bundle import file_sha256
 from deploy.errors import LabError
+from optimize.cluster import cluster_stage
+from optimize.factorise import factorise_stage
 from optimize.finetune import finetune
 from optimize.prune import cost_of, prune
 from optimize.stage import Context, Stage, StageRecord, as_settings, measure_stage, save_changed
@@ -43,7 +45,12 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     return asdict(record)
 
 
-STAGES: dict[str, Stage] = {"prune": prune_stage, "finetune": finetune}
+STAGES: dict[str, Stage] = {
+    "prune": prune_stage,
+    "factorise": factorise_stage,
+    "cluster": cluster_stage,
+    "finetune": finetune,
+}
 
 
 def run_chain(config: OptimizeConfig, say: Say) -> list[StageRecord]:

@@ -24,6 +24,7 @@ from torch.fx.experimental.optimization import fuse
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from optimize.files import write_model
+from train.structure import plain
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -49,7 +50,7 @@ def export_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     sees the weights that the device multiplies with, and `model` stays as it was. The file appears at `path`
     complete or not at all, checked by onnx.checker, without the traces and paths of this machine.
     """
-    folded = fuse(copy.deepcopy(model).cpu().float().eval(), inplace=True)
+    folded = fuse(plain(model).cpu().float().eval(), inplace=True)
     # A batch of 1 would be taken as a constant by torch.export.
     image = torch.zeros(2, 3, spec.size, spec.size)
     with _quiet():

@@ -6,13 +6,17 @@ the tensors in them are the checkpoint's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from configs.schema import ModelConfig
 from deploy.errors import LabError
+from train.codebooks import share_weights
+from train.low_rank import thin_layers
 from train.model import build_model
 
 Change = dict[str, Any]
@@ -58,6 +62,21 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(parent).register_module(child, module)
 
 
+def plain(model: nn.Module) -> nn.Module:
+    """A copy in which weights that are computed from others, such as shared ones, are weights again."""
+    baked = copy.deepcopy(model)
+    for module in list(baked.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        values = {name: getattr(module, name) for name in cast(nn.ModuleDict, module.parametrizations)}
+        # Not remove_parametrizations: it takes the weight from the class, which the copy shares with `model`.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value.detach().clone()))
+    return baked
+
+
 def _widths(module: nn.Module) -> list[int] | None:
     """[inputs, outputs] of a layer that has them."""
     if isinstance(module, nn.Conv2d):
@@ -91,4 +110,18 @@ def _resized(old: nn.Module, inputs: int, outputs: int) -> nn.Module:
     raise ValueError(f"a {type(old).__name__} has no channels")
 
 
-_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {"channels": _set_channels}
+def _set_factors(model: nn.Module, change: Change) -> None:
+    for name, ranks in change["layers"].items():
+        replace_module(model, name, thin_layers(model.get_submodule(name), ranks))
+
+
+def _set_codebooks(model: nn.Module, change: Change) -> None:
+    for name, size in change["layers"].items():
+        share_weights(model.get_submodule(name), size)
+
+
+_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {
+    "channels": _set_channels,
+    "factors": _set_factors,
+    "codebooks": _set_codebooks,
+}

@@ -236,7 +236,6 @@ def _why_new_head(config: ModelConfig, ours: Tensors, theirs: Tensors) -> str | 
         return "model.new_head=true"
     if ours.keys() != theirs.keys():
         return "there is none in the file"
-    key = next(key for key in ours if key.endswith("weight"))
-    if ours[key].shape != theirs[key].shape:
-        return f"{len(theirs[key])} classes there, {len(ours[key])} here"
-    return None
+    # The tensors that differ are those with a row for each class.
+    other = next((key for key in ours if ours[key].shape != theirs[key].shape), None)
+    return None if other is None else f"{len(theirs[other])} classes there, {len(ours[other])} here"
