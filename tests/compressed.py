@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,11 +52,10 @@ def tiny() -> nn.Module:
     return model.eval()
 
 
-def saved(folder: Path, model: nn.Module, structure: Sequence[Change], name: str = "resnet18") -> Path:
-    """A checkpoint of the network, of that name, with these changes."""
-    config = replace(TRAINED, model=replace(TRAINED.model, name=name))
+def saved(folder: Path, model: nn.Module, structure: Sequence[Change]) -> Path:
+    """A checkpoint of a `resnet18` with these changes."""
     source = Checkpoint(
-        config=config,
+        config=TRAINED,
         input_spec=SPEC,
         structure=[],
         scaler={},
