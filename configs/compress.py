@@ -120,7 +120,33 @@ class LatencyConfig:
     """Of each of the two; 0 is off."""
 
 
-StageName = Literal["prune", "finetune", "sparsify", "lottery"]
+@dataclass(config=_CLOSED, frozen=True)
+class FactoriseConfig:
+    by: Literal["energy", "macs", "latency"]
+    """energy: every layer keeps `energy`; macs: as much as lets the network cost `keep`; latency: as energy,
+    but only the layers whose factors are faster in ONNX Runtime on this machine."""
+    energy: Annotated[float, Field(gt=0, le=1)]
+    """Share of the squared singular values that is kept, of each unfolding of a weight."""
+    keep: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the MACs that is left, for by=macs."""
+    round_to: PositiveInt
+    """Ranks are a multiple of this, where a layer has as many."""
+
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class ClusterConfig:
+    bits: Bits
+    """The weights of a layer share 2^bits values."""
+    first_last_bits: Bits
+    """Of the first convolution and the last linear layer."""
+    deflate: bool
+    """Whether the file of the shared weights is compressed by zlib as well."""
+
+
+StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune"]
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -138,6 +164,8 @@ class OptimizeConfig:
     """Of each training, as `python -m train processes=N`."""
     seed: Seed
     prune: PruneConfig
+    factorise: FactoriseConfig
+    cluster: ClusterConfig
     finetune: FinetuneConfig
     sparsify: SparsifyConfig
     lottery: LotteryConfig

@@ -12,6 +12,8 @@ from data.calibration import choose_images, labelled_batches
 from data.prepare import input_spec, prepare, resplit
 from deploy.bundle import file_sha256
 from deploy.errors import LabError
+from optimize.cluster import cluster_stage
+from optimize.factorise import factorise_stage
 from optimize.finetune import finetune
 from optimize.lottery import lottery_stage
 from optimize.prune import prune
@@ -52,9 +54,11 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
 
 STAGES: dict[str, Stage] = {
     "prune": prune_stage,
-    "finetune": finetune,
+    "factorise": factorise_stage,
     "sparsify": sparsify_stage,
     "lottery": lottery_stage,
+    "cluster": cluster_stage,
+    "finetune": finetune,
 }
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from configs.compress import PruneConfig
 from deploy.errors import LabError
 from optimize.layer_latency import measured_cost
+from optimize.stage import require_plain
 from optimize.widths import ChannelGroups, Cost, Layer, Widths, channel_groups, macs, parameters
 
 Scores = Mapping[str, torch.Tensor]
@@ -42,8 +43,9 @@ def prune(
 
     `batches`: images float32 [n, 3, size, size] and labels int64 [n], read for importance=taylor alone.
     `threads`: of the layers that are measured for by=latency. Raises LabError where the constraint cannot be
-    met; the network is as it was then.
+    met, and for weights that are computed from others; the network is as it was then.
     """
+    require_plain(model, "prune")
     groups = channel_groups(model, size)
     cost = cost_of(config.by, groups, threads)
     if config.importance == "taylor":
@@ -90,7 +92,14 @@ def channel_scores(groups: ChannelGroups, importance: str, seed: int) -> dict[st
         "bn_scale": tp.importance.BNScaleImportance,
     }
     estimator = estimators[importance]()
-    return {name: estimator(group).detach() for name, group in groups.groups.items()}
+    scores = {name: estimator(group) for name, group in groups.groups.items()}
+    without = [name for name, score in scores.items() if score is None]
+    if without:
+        raise LabError(
+            f"prune.importance={importance}: {len(without)} groups, such as that of {without[0]}, have no "
+            "BatchNorm, as the factors of a layer have none: take l2 or taylor"
+        )
+    return {name: score.detach() for name, score in scores.items()}
 
 
 def least_important(scores: torch.Tensor, count: int) -> list[int]:

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.compress import LatencyConfig, OptimizeConfig
@@ -22,11 +25,14 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.measure import measure_latency, percentile
 from optimize.export import INPUT_NAME, export_onnx
+from optimize.shared_weights import write_shared_weights
 from train.checkpoint import Checkpoint, Progress, load_checkpoint, restore_model, save_checkpoint
+from train.codebooks import codebooks
 from train.metrics import EvalCounts
 from train.model import count_parameters
-from train.structure import Structure
+from train.structure import Structure, plain
 
+SHARED = "weights.shared"
 ROUNDS = 5
 """Turns of the networks whose latency is compared."""
 
@@ -91,11 +97,7 @@ def save_changed(
 
     Raises LabError where it holds a value that is not finite.
     """
-    bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
-    if bad:
-        raise LabError(
-            f"{len(bad)} tensors are not finite after this stage, such as {bad[0]}: nothing is saved"
-        )
+    require_finite(model, "after this stage")
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         folder / name,
@@ -113,6 +115,24 @@ def save_changed(
     )
 
 
+def require_finite(model: nn.Module, when: str) -> None:
+    """Raises LabError where a tensor of the network is not finite."""
+    bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise LabError(f"{len(bad)} tensors are not finite {when}, such as {bad[0]}: nothing is saved")
+
+
+def require_plain(model: nn.Module, stage: str) -> None:
+    """Raises LabError where weights of the network are computed from others, which `stage` cannot change."""
+    computed = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
+    if computed:
+        raise LabError(
+            f"{stage} changes weights, but those of {len(computed)} layers, such as {computed[0]}, are "
+            f"computed from others since an earlier stage, such as cluster: give {stage} before it, as in "
+            "stages=[prune,factorise,cluster,finetune]"
+        )
+
+
 def measure_stage(
     stage: str,
     settings: dict[str, Any],
@@ -123,9 +143,13 @@ def measure_stage(
     found: dict[str, Any],
 ) -> StageRecord:
     """The record of the checkpoint in `folder`, beside whose weights its FP32 file is left."""
-    model = restore_model(load_checkpoint(folder / "checkpoint.pt" if first else context.original))
+    restored = restore_model(load_checkpoint(folder / "checkpoint.pt" if first else context.original))
+    model = plain(restored)
     file = folder / "fp32.onnx"
     export_onnx(model, context.spec, file)
+    if codebooks(restored):
+        shared = write_shared_weights(restored, file, folder / SHARED, context.config.cluster.deflate)
+        found = found | {"shared_weights": asdict(shared)}
     top1, num_images = evaluate(model, context.splits.val, context)
     # The first one's file stands beside the stages' folders.
     files = [folder.parent / "0-original" / "fp32.onnx", file] if first else [file]
@@ -167,13 +191,20 @@ def compare_latency(files: Sequence[Path], spec: InputSpec, config: LatencyConfi
     """p50 in ms at batch 1 of each, in turns; empty where `config` has it off."""
     if not config.seconds:
         return []
+    image = np.zeros((1, 3, spec.size, spec.size), np.float32)
+    return time_in_turns([str(file) for file in files], image, config)
+
+
+def time_in_turns(
+    models: Sequence[str | bytes], image: npt.NDArray[np.float32], config: LatencyConfig
+) -> list[float]:
+    """p50 in ms of each, files or their contents, on the same input in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.threads
-    image = torch.zeros(1, 3, spec.size, spec.size).numpy()
     sessions = [
-        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in files
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]) for model in models
     ]
-    samples: list[list[float]] = [[] for _ in files]
+    samples: list[list[float]] = [[] for _ in models]
     for _ in range(ROUNDS):
         for session, times in zip(sessions, samples, strict=True):
             times += measure_latency(

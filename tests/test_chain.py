@@ -71,7 +71,7 @@ def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("stages=[]", "stages"),
-        ("stages=[prune,squeeze]", "'prune' or 'finetune'|squeeze"),
+        ("stages=[prune,squeeze]", "squeeze"),
         ("prune.keep=1.5", "prune.keep"),
         ("prune.importance=l3", "prune.importance"),
         ("finetune.warmup_epochs=9.0", "warmup_epochs 9 must be less than epochs 5"),
@@ -94,7 +94,7 @@ def test_a_finetuning_is_the_training_but_for_what_it_says(tmp_path: Path) -> No
         loader=trained.loader,
         splits=Splits.__new__(Splits),
     )
-    ours = finetune_config(source, tmp_path / "2-finetune", context)
+    ours = finetune_config(source, tmp_path / "2-finetune", context, context.config.finetune)
     assert ours.model == replace(trained.model, weights=str(source), new_head=False)
     assert ours.optim == replace(trained.optim, lr=0.003, warmup_epochs=0.0)
     assert ours.distill.teachers == ["first.pt", "other.pt"]

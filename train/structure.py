@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize
 
 from configs.schema import ModelConfig
 from deploy.errors import LabError
+from train.codebooks import share_weights
+from train.low_rank import thin_layers
 from train.masks import mask_layers, masked_layers
 from train.model import build_model
 
@@ -127,4 +129,19 @@ def _mask(model: nn.Module, change: Change) -> None:
     mask_layers(model, change["layers"])
 
 
-_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {"channels": _set_channels, "masks": _mask}
+def _set_factors(model: nn.Module, change: Change) -> None:
+    for name, ranks in change["layers"].items():
+        replace_module(model, name, thin_layers(model.get_submodule(name), ranks))
+
+
+def _set_codebooks(model: nn.Module, change: Change) -> None:
+    for name, size in change["layers"].items():
+        share_weights(model.get_submodule(name), size)
+
+
+_KINDS: dict[str, Callable[[nn.Module, Change], None]] = {
+    "channels": _set_channels,
+    "masks": _mask,
+    "factors": _set_factors,
+    "codebooks": _set_codebooks,
+}

@@ -236,7 +236,6 @@ def _why_new_head(config: ModelConfig, ours: Tensors, theirs: Tensors) -> str | 
         return "model.new_head=true"
     if ours.keys() != theirs.keys():
         return "there is none in the file"
-    other = [key for key in ours if ours[key].shape != theirs[key].shape]
-    if other:
-        return f"{len(theirs[other[0]])} classes there, {len(ours[other[0]])} here"
-    return None
+    # The tensors that differ are those with a row for each class.
+    other = next((key for key in ours if ours[key].shape != theirs[key].shape), None)
+    return None if other is None else f"{len(theirs[other])} classes there, {len(ours[other])} here"
