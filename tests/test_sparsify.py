@@ -24,15 +24,17 @@ from configs.schema import AdamWConfig, OptimConfig, SgdConfig, TrainConfig
 from data.prepare import Splits, input_spec
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
-from optimize.chain import prune_stage
+from optimize.chain import open_context, prune_stage
 from optimize.export import export_onnx
-from optimize.lottery import recipe, redrawn, rewound, ticket, ticket_schedule
+from optimize.finetune import finetune
+from optimize.lottery import lottery_stage, recipe, redrawn, rewound, ticket, ticket_schedule
 from optimize.rounds import begin
 from optimize.sparsify import (
     choose_masks,
     cubic_schedule,
     is_two_four,
     require_reachable,
+    sparsify_stage,
     sparsity_record,
 )
 from optimize.stage import Context, save_changed
@@ -41,6 +43,7 @@ from train.checkpoint import Checkpoint, Progress, load_checkpoint, restore_mode
 from train.ema import Ema
 from train.masks import mask_of, masked_layers, set_masks, weight_parameter
 from train.optim import add_l1, build_optimizer
+from train.run import run
 from train.structure import build_network, plain, with_masks
 from train.weights import starting_structure, starting_weights
 
@@ -386,20 +389,22 @@ def test_settings_are_checked_together() -> None:
         config("sparsify.finetune=null")
 
 
-CHAIN = [
+SETTINGS = [
     "latency.seconds=0", "sparsify.finetune.epochs=1", "sparsify.rounds=2", "sparsify.finetune.lr=0.01",
-    "lottery.rounds=2", "sparsify.scope=uniform", "lottery.scope=uniform",
+    "sparsify.sparsity=0.9", "sparsify.scope=uniform", "lottery.rounds=2", "lottery.scope=uniform",
+    "finetune.epochs=1",
 ]  # fmt: skip
 KILLER = """
 import os, signal, sys
+from pathlib import Path
 import optimize.sparsify as sparsify
 import train.saves as saves
 from configs.compress import OptimizeConfig
 from configs.load import load
-from optimize.chain import run_chain
+from optimize.chain import open_context
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-where, *arguments = sys.argv[1:]
+where, folder, *arguments = sys.argv[1:]
 save, changed = saves.save_checkpoint, sparsify.save_changed
 def save_and_die(path, checkpoint, previous):
     save(path, checkpoint, previous)
@@ -410,7 +415,8 @@ def change_or_die(folder, *rest):
         die()
     changed(folder, *rest)
 saves.save_checkpoint, sparsify.save_changed = save_and_die, change_or_die
-run_chain(load("optimize", OptimizeConfig, arguments), print)
+config = load("optimize", OptimizeConfig, arguments)
+sparsify.sparsify_stage(Path(config.checkpoint), Path(folder), open_context(config, print))
 """
 
 
@@ -418,72 +424,75 @@ run_chain(load("optimize", OptimizeConfig, arguments), print)
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     images = [f"data.root={folder / 'images'}", f"data.cache_dir={folder / 'cache'}"]
-    done = python("-m", "train", *TINY, *images, f"run_dir={folder / 'run'}")
-    assert done.returncode == 0, done.stderr
+    run(load("train", TrainConfig, [*TINY, *images, f"run_dir={folder / 'run'}"]))
     return folder / "run"
 
 
-def chain(run_dir: Path, out: Path, *more: str) -> list[str]:
-    return [f"checkpoint={run_dir / 'checkpoint.pt'}", f"out={out}", *CHAIN, *more]
+def settings(run_dir: Path, *more: str) -> list[str]:
+    return [f"checkpoint={run_dir / 'checkpoint.pt'}", *SETTINGS, *more]
+
+
+def opened(run_dir: Path, *more: str) -> Context:
+    return open_context(load("optimize", OptimizeConfig, settings(run_dir, *more)), print)
 
 
 @pytest.mark.slow
-def test_sparsify_in_rounds_killed_and_resumed(run_dir: Path, tmp_path: Path) -> None:
-    whole = chain(run_dir, tmp_path / "whole", "stages=[sparsify,finetune]", "finetune.epochs=1")
-    done = python("-m", "optimize", *whole)
-    assert done.returncode == 0, done.stderr
-    stage = tmp_path / "whole" / "1-sparsify"
-    found = json.loads((stage / "record.json").read_text())["found"]
-    assert [r["sparsity"] for r in found["rounds"]] == pytest.approx([0.7, 0.8])
-    assert found["sparsity"] == pytest.approx(0.8, abs=1e-5)
-    assert found["bitmask_bytes"] < 0.3 * found["dense_bytes"]
-    # Fine-tuning afterwards moves what is left, and nothing else.
-    before, after = (
-        restore_model(load_checkpoint(folder / "checkpoint.pt"))
-        for folder in (stage, tmp_path / "whole" / "2-finetune")
+def test_the_command(run_dir: Path, tmp_path: Path) -> None:
+    done = python(
+        "-m", "optimize", *settings(run_dir, f"out={tmp_path}", "stages=[lottery,sparsify]"), timeout=900
     )
-    for name in masked_layers(before):
-        assert torch.equal(weight(before, name) == 0, weight(after, name) == 0)
-        assert not torch.equal(weight(before, name), weight(after, name))
-    lines = [json.loads(line) for line in (stage / "round-1" / "diagnosis.jsonl").read_text().splitlines()]
-    assert all(layer["grad_norm"] is not None for line in lines for layer in line["layers"].values())
-
-    expected = load_checkpoint(stage / "checkpoint.pt")
-    for where in ("between", "inside"):
-        arguments = chain(run_dir, tmp_path / where, "stages=[sparsify]")
-        assert python("-c", KILLER, where, *arguments).returncode == -9
-        assert not (tmp_path / where / "1-sparsify" / "record.json").exists()
-        done = python("-m", "optimize", *arguments)
-        assert done.returncode == 0, done.stderr
-        got = load_checkpoint(tmp_path / where / "1-sparsify" / "checkpoint.pt")
-        for one, other in ((expected.model, got.model), (expected.weights, got.weights)):
-            assert one.keys() == other.keys()
-            assert [key for key in one if not torch.equal(one[key], other[key])] == []
-    mixed = python("-m", "optimize", *whole[:-2], "stages=[sparsify,prune]")
-    assert mixed.returncode == 2
-    assert "stages=[prune,sparsify]" in mixed.stderr
-
-
-@pytest.mark.slow
-def test_lottery_and_its_control(run_dir: Path, tmp_path: Path) -> None:
-    done = python("-m", "optimize", *chain(run_dir, tmp_path / "out", "stages=[lottery]"))
     assert done.returncode == 0, done.stderr
-    stage = tmp_path / "out" / "1-lottery"
-    found = json.loads((stage / "record.json").read_text())["found"]
-    assert found["sparsity"] == pytest.approx(0.8, abs=1e-5)
-    assert found["top1"] == found["rounds"][-1]["top1"]
-    assert 7 * found["control_top1"] == pytest.approx(round(7 * found["control_top1"]))  # of 7 images
-    winner, control = (load_checkpoint(stage / f"{name}/start.pt") for name in ("round-2", "control"))
+    records = [json.loads((tmp_path / f"{n}/record.json").read_text()) for n in ("1-lottery", "2-sparsify")]
+    lottery, sparsify = (record["found"] for record in records)
+    assert lottery["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert lottery["top1"] == lottery["rounds"][-1]["top1"]
+    assert 7 * lottery["control_top1"] == pytest.approx(round(7 * lottery["control_top1"]))  # of 7 images
+    winner, control = (load_checkpoint(tmp_path / f"1-lottery/{n}/start.pt") for n in ("round-2", "control"))
     masks = [name for name in winner.model if name.endswith(".mask")]
     assert masks
     assert all(torch.equal(winner.model[name], control.model[name]) for name in masks)
+    # What the first stage took is gone in the second, which rises from there.
+    assert [r["sparsity"] for r in sparsify["rounds"]] == pytest.approx([0.8875, 0.9], abs=1e-4)
+    assert sparsify["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    assert sparsify["bitmask_bytes"] < 0.3 * sparsify["dense_bytes"]
+    last = load_checkpoint(tmp_path / "2-sparsify" / "checkpoint.pt").model
+    assert not any(bool((last[name] & ~winner.model[name]).any()) for name in masks)
 
-    # With nothing masked the ticket is the run: it began with these weights, and was trained like this.
-    everything = chain(run_dir, tmp_path / "all", "stages=[lottery]", "lottery.sparsity=1e-9")
-    done = python("-m", "optimize", *everything, "lottery.rounds=1")
-    assert done.returncode == 0, done.stderr
-    run = load_checkpoint(run_dir / "checkpoint.pt").weights
-    again = plain(
-        restore_model(load_checkpoint(tmp_path / "all" / "1-lottery" / "checkpoint.pt"))
-    ).state_dict()
-    assert [key for key in run if not torch.equal(run[key], again[key])] == []
+
+@pytest.mark.slow
+def test_rounds_go_on_after_a_kill_and_masks_outlast_finetuning(run_dir: Path, tmp_path: Path) -> None:
+    source, ours = run_dir / "checkpoint.pt", opened(run_dir)
+    found = sparsify_stage(source, tmp_path / "whole", ours)
+    assert [r["sparsity"] for r in found["rounds"]] == pytest.approx([0.7875, 0.9])
+    expected = load_checkpoint(tmp_path / "whole" / "checkpoint.pt")
+    for where in ("between", "inside"):
+        folder = tmp_path / where
+        killed = python("-c", KILLER, where, str(folder), *settings(run_dir), timeout=900)
+        assert killed.returncode == -9, killed.stderr
+        assert not (folder / "checkpoint.pt").exists()
+        sparsify_stage(source, folder, ours)
+        got = load_checkpoint(folder / "checkpoint.pt")
+        for one, other in ((expected.model, got.model), (expected.weights, got.weights)):
+            assert one.keys() == other.keys()
+            assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    lines = (tmp_path / "whole" / "round-1" / "diagnosis.jsonl").read_text().splitlines()
+    layers = [layer for line in lines for layer in json.loads(line)["layers"].values()]
+    assert layers
+    assert all(layer["grad_norm"] is not None for layer in layers)
+
+    finetune(tmp_path / "whole" / "checkpoint.pt", tmp_path / "after", ours)
+    after = restore_model(load_checkpoint(tmp_path / "after" / "checkpoint.pt"))
+    before = restore_model(expected)
+    for name in masked_layers(before):
+        assert torch.equal(weight(before, name) == 0, weight(after, name) == 0)
+        assert not torch.equal(weight(before, name), weight(after, name))
+
+
+@pytest.mark.slow
+def test_a_ticket_of_all_weights_is_the_run(run_dir: Path, tmp_path: Path) -> None:
+    """It begins with the same weights and is trained alike: the end is the same bit for bit."""
+    ours = opened(run_dir, "lottery.sparsity=1e-9", "lottery.rounds=1")
+    lottery_stage(run_dir / "checkpoint.pt", tmp_path / "stage", ours)
+    began = load_checkpoint(run_dir / "checkpoint.pt").weights
+    again = plain(restore_model(load_checkpoint(tmp_path / "stage" / "checkpoint.pt"))).state_dict()
+    assert [key for key in began if not torch.equal(began[key], again[key])] == []
