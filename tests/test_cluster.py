@@ -254,7 +254,7 @@ torch.save(logits(restored(Path(sys.argv[1]))), sys.argv[2])
 @pytest.mark.parametrize("stages", ["factorise,finetune", "cluster,finetune", "factorise,cluster,finetune"])
 def test_a_chain_is_trained_on_and_rebuilt_by_another_process(tmp_path: Path, stages: str) -> None:
     data = [f"data.root={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    small = ["model=resnet18", "model.stem=small", "epochs=1"]
+    small = ["model=resnet18", "model.stem=small", "epochs=1", "optim.warmup_epochs=0"]
     run(load("train", TrainConfig, [*TINY, *small, *data, f"run_dir={tmp_path / 'run'}"]))
     settings = [
         f"checkpoint={tmp_path / 'run' / 'checkpoint.pt'}", f"stages=[{stages}]", "latency.seconds=0",
