@@ -251,7 +251,7 @@ torch.save(logits(restored(Path(sys.argv[1]))), sys.argv[2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stages", ["factorise,finetune", "cluster,finetune", "factorise,cluster,finetune"])
+@pytest.mark.parametrize("stages", ["factorise,finetune", "factorise,cluster,finetune"])
 def test_a_chain_is_trained_on_and_rebuilt_by_another_process(tmp_path: Path, stages: str) -> None:
     data = [f"data.root={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}"]
     small = ["model=resnet18", "model.stem=small", "epochs=1", "optim.warmup_epochs=0"]
@@ -284,5 +284,6 @@ def test_a_chain_is_trained_on_and_rebuilt_by_another_process(tmp_path: Path, st
     done = python("-c", REBUILD, str(last), str(tmp_path / "logits.pt"))
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), rtol=0, atol=0)
-    again = run_chain(config, lambda line: pytest.fail(f"a stage ran again: {line}"))
-    assert again == records
+    said: list[str] = []
+    assert run_chain(config, said.append) == records
+    assert not [line for line in said if line.endswith("...")], "a stage ran again"
