@@ -208,6 +208,7 @@ def test_a_rank_that_raises_ends_all(images: list[str], tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "rank 1 is broken" in (tmp_path / "run" / "logs" / "rank1.log").read_text()
+    assert "[rank0]:" not in done.stderr, "a traceback of a rank that only lost another"
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").progress.step == 4
 
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from deploy.errors import LabError
 from train.ranks import Ranks
 from train.strategy import first_for_all
 
 T = TypeVar("T")
 MARGIN_S = 30.0
 """The collectives give up so much later than the watchdog, which leaves the stacks of every rank."""
+
+_LOST = re.compile(r"Connection (closed|reset) by peer")
+"""What gloo says on the ranks that are left."""
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether it says no more than that another rank has ended. Horovod's errors, which its elastic mode goes
+    on after, are of a class of their own."""
+    return type(error) is RuntimeError and _LOST.search(str(error)) is not None
+
+
+def lost_rank(error: BaseException, run_dir: Path) -> LabError:
+    return LabError(
+        f"another rank has ended ({str(error).splitlines()[0][-120:]}): which and why is in the logs in "
+        f"{run_dir / 'logs'}; the last checkpoint stands, go on with resume=true run_dir={run_dir}"
+    )
 
 
 class Group:

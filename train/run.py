@@ -30,6 +30,7 @@ from train.diagnosis import Diagnosis
 from train.distill import with_teachers
 from train.ema import Ema
 from train.fit import fit
+from train.group import is_lost_rank, lost_rank
 from train.loop import Job, Training, require_finite_weights
 from train.machines import load_shared, require_resume
 from train.memory import keep_memory
@@ -74,14 +75,17 @@ def run_on(config: TrainConfig, ranks: Ranks) -> dict[str, float]:
     strategy.on_first(partial(require_wandb, config.wandb))
     run_dir = strategy.on_first(partial(open_run_dir, config))
     start_logging(run_dir / "logs", ranks.rank)
-    try:
-        # Closed on an error too: an elastic run goes on in this process after one.
-        with ExitStack() as resources:
+    # Closed on an error too: an elastic run goes on in this process after one.
+    with ExitStack() as resources:
+        try:
             metrics = _train(config, run_dir, strategy, resources)
-    except BaseException as error:
-        # No farewell to the other ranks: they may be waiting for this one, and the launcher ends them.
-        log_file.error("%s", error, exc_info=True)
-        raise
+        except BaseException as error:
+            # Before anything is closed, which may take as long as a lost rank's answer. No farewell to the
+            # other ranks: they may be waiting for this one, and the launcher ends them.
+            log_file.error("%s", error, exc_info=True)
+            if is_lost_rank(error):
+                raise lost_rank(error, run_dir) from error
+            raise
     strategy.close()
     return metrics
 
