@@ -569,11 +569,13 @@ class TrainConfig:
 
 @dataclass(config=_CLOSED, frozen=True)
 class CalibrationConfig:
-    method: Literal["max", "percentile", "entropy"]
+    method: Literal["max", "percentile", "entropy", "mse"]
     percentile: Annotated[float, Field(gt=50, le=100)]
     """For method=percentile: share of the absolute values that the scale covers, %."""
     num_images: PositiveInt
     """Drawn from the training images, prepared as for evaluation."""
+    balanced: bool
+    """As many of each class as of any other, as far as they go; otherwise in the classes' shares."""
 
 
 @dataclass(config=_CLOSED, frozen=True)

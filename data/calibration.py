@@ -12,21 +12,34 @@ from configs.schema import DataConfig, LoaderConfig
 from data.build import build_loader
 from data.index import Index
 from data.plan import EvalPlan
+from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 
 _BATCH = 32
 
 
-def choose_images(train: Index, num_images: int, seed: int) -> Index:
+def choose_images(train: Index, num_images: int, seed: int, *, balanced: bool = False) -> Index:
     """A random subset in which the classes have the shares that they have among the training images.
 
-    All of them where there are no more than `num_images`.
+    `balanced`: as many of each class; a class that has fewer gives all, and the others make up for it.
+    All of them where there are no more than `num_images`. Raises LabError where that is too few for
+    `balanced` to hold each class.
     """
+    classes = int(np.count_nonzero(np.bincount(train.labels)))
+    if balanced and num_images < classes:
+        raise LabError(
+            f"{num_images} balanced images cannot hold each of the {classes} classes: take {classes} or more"
+        )
     if num_images >= len(train):
         return train
     shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(train))
-    # Sorted by class and dealt out evenly, a class gets its share to within one image.
     by_class = shuffled[np.argsort(train.labels[shuffled], kind="stable")]
+    if balanced:
+        labels = train.labels[by_class]
+        # The place of each image within its class: the first of every class come before the second of any.
+        place = np.arange(len(labels)) - np.searchsorted(labels, labels)
+        return train.take(np.sort(by_class[np.argsort(place, kind="stable")[:num_images]]))
+    # Sorted by class and dealt out evenly, a class gets its share to within one image.
     return train.take(np.sort(by_class[np.linspace(0, len(train) - 1, num_images).round().astype(np.int64)]))
 
 

@@ -64,7 +64,12 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
             f"exported: relative error {exported.relative_error:.1e} to torch, same class on "
             f"{exported.top1_agreement:.2%} of {exported.num_images} images"
         )
-        images = choose_images(splits.train, config.calibration.num_images, config.seed)
+        calibration = config.calibration
+        images = choose_images(
+            splits.train, calibration.num_images, config.seed, balanced=calibration.balanced
+        )
+        if len(set(images.labels.tolist())) == 1:
+            say(f"warning: the {len(images)} calibration images are all of one class; take more of them")
         quantized = quantize_onnx(
             fp32,
             image_batches(images, spec, trained.loader, data),

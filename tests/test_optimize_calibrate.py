@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from data.calibration import choose_images
+from data.index import Index
 from deploy.errors import LabError
 from optimize.calibrate import Histogram, Method, Scales, calibrate
 from optimize.placement import quantised_tensors
@@ -60,7 +62,7 @@ def test_scales_cover_exactly_the_quantised_tensors() -> None:
 
 def test_other_methods_stay_at_or_below_the_max() -> None:
     largest = calibrated("resnet18").tensors
-    for method in ("percentile", "entropy"):
+    for method in ("percentile", "entropy", "mse"):
         scales = calibrated("resnet18", method).tensors
         assert all(0 < scales[name] <= largest[name] for name in largest)
         assert any(scales[name] < 0.99 * largest[name] for name in largest)
@@ -84,6 +86,44 @@ def test_entropy_cuts_an_outlier_and_keeps_a_uniform_range() -> None:
     assert flat.amax("entropy", 0) > 0.95
 
 
+@pytest.mark.parametrize("outliers", [0, 1, 1000])
+def test_mse_is_the_cut_with_the_least_error_of_the_values_themselves(outliers: int) -> None:
+    values = np.random.default_rng(0).laplace(size=100_000).astype(np.float32)
+    values[:outliers] = 40.0
+    histogram = Histogram()
+    histogram.add(values)
+
+    def error(amax: float) -> float:
+        scale = amax / 127
+        back = np.clip(np.rint(values / scale), -127, 127) * scale
+        return float(np.square(values.astype(np.float64) - back).mean())
+
+    found = histogram.amax("mse", 0)
+    best = min(error(amax) for amax in np.linspace(histogram.max / 100, histogram.max, 300))
+    assert error(found) <= 1.01 * best
+    # A single outlier is let go, a thousand are not.
+    assert (found > 30) == (outliers == 1000)
+
+
+def indexed(*counts: int) -> Index:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    paths = tuple(str(i) for i in range(len(labels)))
+    return Index(paths, labels, np.ones((len(labels), 2), np.int64), tuple("abc"[: len(counts)]))
+
+
+def test_balanced_images_are_equally_many_as_far_as_they_go() -> None:
+    index = indexed(100, 3, 40)
+    chosen = choose_images(index, 24, 0, balanced=True)
+    assert np.bincount(chosen.labels).tolist() == [11, 3, 10]
+    assert len(set(chosen.paths)) == 24
+    assert chosen.paths != choose_images(index, 24, 1, balanced=True).paths
+    assert np.bincount(choose_images(index, 24, 0).labels).tolist() == [17, 0, 7]
+    assert len(choose_images(index, 1000, 0, balanced=True)) == 143
+    assert np.bincount(choose_images(index, 3, 0, balanced=True).labels).tolist() == [1, 1, 1]
+    with pytest.raises(LabError, match="2 balanced images cannot hold each of the 3 classes"):
+        choose_images(index, 2, 0, balanced=True)
+
+
 def test_order_of_batches_does_not_matter() -> None:
     forward = calibrate(exported("resnet18"), batches(), "percentile", 99.0)
     backward = calibrate(exported("resnet18"), reversed(list(batches())), "percentile", 99.0)
@@ -95,7 +135,7 @@ def test_mistakes_are_named(tiny: Path) -> None:
         calibrate(tiny, [], "max")
     with pytest.raises(LabError, match="'positive' holds NaN"):
         calibrate(tiny, [of_values(1.0), of_values(float("nan"))], "max")
-    with pytest.raises(LabError, match="'median' must be one of max, percentile, entropy"):
+    with pytest.raises(LabError, match="'median' must be one of max, percentile, entropy, mse"):
         calibrate(tiny, [of_values(1.0)], "median")  # type: ignore[arg-type]
     with pytest.raises(LabError, match=r"percentile 0\.0"):
         calibrate(tiny, [of_values(1.0)], "percentile", 0.0)
