@@ -326,7 +326,8 @@ def test_channels_are_not_cut_under_masks(trained: Checkpoint, tmp_path: Path) -
 
 
 def test_a_ticket_is_its_start_times_the_mask(trained: Checkpoint) -> None:
-    masks = choose_masks(restore_model(trained), 0.6, "unstructured", "global", ["head"])
+    end = restore_model(trained)
+    masks = choose_masks(end, 0.6, "unstructured", "global", ["head"])
     start, structure = rewound(trained, None)
     model = ticket(start, masks)
     torch.manual_seed(trained.config.seed)
@@ -334,7 +335,7 @@ def test_a_ticket_is_its_start_times_the_mask(trained: Checkpoint) -> None:
     control = ticket(redrawn(trained, structure), masks)
     for name, mask in masks.items():
         assert torch.equal(weight(model, name), weight(first, name) * mask)
-        assert not torch.equal(weight(model, name), weight(restore_model(trained), name) * mask)
+        assert not torch.equal(weight(model, name), weight(end, name) * mask)
         assert torch.equal(weight(control, name) != 0, mask)
         assert not torch.equal(weight(control, name), weight(model, name))
     assert masked_layers(start) == []
