@@ -121,7 +121,8 @@ def test_where_the_stages_look_is_learnt_from() -> None:
     taps = Taps(network)
     images = batch_of(4).images
     theirs = Taps(teacher)
-    network(images), teacher(images)
+    with torch.no_grad():
+        network(images), teacher(images)
     assert len(taps.maps) == 4
     assert float(attention_loss(taps.maps, theirs.maps)) == pytest.approx(0, abs=1e-6)
 

@@ -31,8 +31,9 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def lost_rank(error: BaseException, run_dir: Path) -> LabError:
+    found = _LOST.search(str(error))
     return LabError(
-        f"another rank has ended ({str(error).splitlines()[0][-120:]}): which and why is in the logs in "
+        f"another rank has ended ({found[0] if found else error}): which and why is in the logs in "
         f"{run_dir / 'logs'}; the last checkpoint stands, go on with resume=true run_dir={run_dir}"
     )
 
