@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 from configs.schema import StorageConfig
 from deploy.errors import LabError

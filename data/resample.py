@@ -50,7 +50,7 @@ def resample(features: Features, method: str, seed: int, neighbours: int) -> Fea
     where a class has too few rows for `neighbours`, or imbalanced-learn is missing or finds nothing to do.
     """
     try:
-        from imblearn import over_sampling, under_sampling  # type: ignore[import-untyped]
+        from imblearn import over_sampling, under_sampling
     except ImportError as error:
         raise LabError(
             "resampling needs imbalanced-learn, which is not installed: pip install imbalanced-learn"

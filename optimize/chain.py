@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from configs.compress import OptimizeConfig
 from data.calibration import choose_images, labelled_batches
-from data.prepare import input_spec, prepare, resplit
 from deploy.bundle import file_sha256
 from deploy.errors import LabError
 from optimize.cluster import cluster_stage
@@ -18,8 +17,9 @@ from optimize.finetune import finetune
 from optimize.lottery import lottery_stage
 from optimize.prune import prune
 from optimize.sparsify import sparsify_stage
-from optimize.stage import Context, Stage, StageRecord, as_settings, measure_stage, save_changed
+from optimize.stage import Context, Stage, StageRecord, measure_stage, save_changed
 from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
+from train.images import images_of
 from train.result import write_json
 from train.structure import channels_of, has_masks
 
@@ -74,7 +74,7 @@ def run_chain(config: OptimizeConfig, say: Say) -> list[StageRecord]:
     records: list[StageRecord] = []
     for number, name in enumerate(["original", *config.stages]):
         folder = out / f"{number}-{name}"
-        settings = as_settings(getattr(config, name)) if number else {}
+        settings = asdict(getattr(config, name)) if number else {}
         sha256 = file_sha256(source)
         record = StageRecord.read(folder / RECORD)
         if record is not None:
@@ -96,19 +96,8 @@ def open_context(config: OptimizeConfig, say: Say) -> Context:
     """The images and the input of the run that made the checkpoint. Raises LabError."""
     path = Path(config.checkpoint)
     facts = read_facts(path)
-    trained = facts.config
-    data = replace(trained.data, root=config.data_root) if config.data_root else trained.data
-    splits = prepare(data, path.parent / "data", say)
-    cv = trained.cv
-    if cv.fold is not None:
-        splits = resplit(splits, cv.folds, cv.fold, cv.stratified, trained.seed)
-    if input_spec(data, splits.train.class_names) != facts.input_spec:
-        raise LabError(
-            f"data.root={data.root} has the classes {list(splits.train.class_names)[:8]}, the checkpoint was "
-            f"trained on {list(facts.input_spec.class_names)[:8]}: give the folder of its images with "
-            "data_root=..."
-        )
-    return Context(config, path, facts.input_spec, data, trained.loader, splits)
+    data, splits = images_of(facts, path.parent / "data", config.data_root, say)
+    return Context(config, path, facts.input_spec, data, facts.config.loader, splits)
 
 
 def require_same_stage(folder: Path, record: StageRecord, settings: dict[str, Any], sha256: str) -> None:

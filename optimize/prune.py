@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torch_pruning as tp  # type: ignore[import-untyped]
+import torch_pruning as tp
 from torch import nn
 
 from configs.compress import PruneConfig

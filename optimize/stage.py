@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +209,9 @@ def time_in_turns(
     for _ in range(ROUNDS):
         for session, times in zip(sessions, samples, strict=True):
             times += measure_latency(
-                lambda session=session: session.run(None, {INPUT_NAME: image}),  # type: ignore[misc]
+                partial(session.run, None, {INPUT_NAME: image}),
                 warmup_s=0.05,
                 min_duration_s=config.seconds / ROUNDS,
                 min_count=5,
             )
     return [percentile(times, 50) for times in samples]
-
-
-def as_settings(section: Any) -> dict[str, Any]:
-    return asdict(section)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning as tp  # type: ignore[import-untyped]
+import torch_pruning as tp
 from torch import nn
 
 Widths = Mapping[str, int]

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +18,6 @@ import torch
 from data.build import build_loader
 from data.index import Index
 from data.plan import EvalPlan
-from data.prepare import input_spec, prepare, resplit
 from deploy.errors import LabError
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.ensemble import (
@@ -29,6 +28,7 @@ from train.ensemble import (
     log_probabilities,
     mean_log_probabilities,
 )
+from train.images import images_of
 from train.precision import autocast, choose_precision
 from train.ranks import Ranks, choose_device
 
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = choose_device(options.device, Ranks(0, 1, 0, 1, launched=False))
         first = load_checkpoint(options.checkpoints[0])
         members = [first, *load_members(options.checkpoints[1:], first.input_spec)]
-        val = validation_images(first, options.checkpoints[0].parent, options.data_root)
+        folder = options.checkpoints[0].parent / "data"
+        val = images_of(first, folder, options.data_root, print, "--data-root")[1].val
         for path in options.checkpoints[1:]:
             require_unseen(val, path)
         found, differ = evaluate(members, val, device, options.batch)
@@ -73,21 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {out}")
     return 0
-
-
-def validation_images(checkpoint: Checkpoint, run_dir: Path, root: str | None) -> Index:
-    """Of the run that wrote the checkpoint. Raises LabError where its images are gone or others."""
-    config = checkpoint.config
-    data = replace(config.data, root=root) if root else config.data
-    splits = prepare(data, run_dir / "data", print)
-    if config.cv.fold is not None:
-        splits = resplit(splits, config.cv.folds, config.cv.fold, config.cv.stratified, config.seed)
-    if input_spec(data, splits.val.class_names) != checkpoint.input_spec:
-        raise LabError(
-            f"data.root={data.root} has the classes {list(splits.val.class_names)[:8]}, the checkpoint was "
-            f"trained on {list(checkpoint.input_spec.class_names)[:8]}: give --data-root"
-        )
-    return splits.val
 
 
 def require_unseen(val: Index, path: Path) -> None:

@@ -21,7 +21,6 @@ from deploy.errors import LabError
 def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
     from data.calibration import choose_images, image_batches
-    from data.prepare import input_spec, prepare, resplit
     from data.reader import local_copies, reader_of
     from deploy.bench import bench
     from deploy.bundle import Variant, file_sha256
@@ -33,6 +32,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     from optimize.quantize import S8_NAME, SCALES_NAME, U8_NAME, quantize_onnx
     from scripts.report import write_report
     from train.checkpoint import load_checkpoint, restore_model
+    from train.images import images_of
     from train.model import count_parameters
 
     path = Path(config.checkpoint)
@@ -40,17 +40,8 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     model = restore_model(checkpoint)
     trained = checkpoint.config
     out = Path(config.out) if config.out else path.parent
-    data = replace(trained.data, root=config.data_root) if config.data_root else trained.data
-    splits = prepare(data, out / "data", say)
-    cv = trained.cv
-    if cv.fold is not None:  # measured on what the run has not trained on
-        splits = resplit(splits, cv.folds, cv.fold, cv.stratified, trained.seed)
+    data, splits = images_of(checkpoint, out / "data", config.data_root, say)
     spec = checkpoint.input_spec
-    if input_spec(data, splits.train.class_names) != spec:
-        raise LabError(
-            f"data.root={data.root} has the classes {list(splits.train.class_names)[:8]}, the checkpoint was "
-            f"trained on {list(spec.class_names)[:8]}: give the folder of its images with data_root=..."
-        )
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

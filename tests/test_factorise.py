@@ -92,7 +92,7 @@ def test_the_network_costs_what_the_record_says_and_keeps_what_is_thin(config: F
     record = factorise(model, SIZE, config)
     assert record.macs_before == count_macs(tiny(), SIZE)
     assert record.macs_after == count_macs(model, SIZE) < record.macs_before
-    assert isinstance(model[6], nn.Conv2d)  # type: ignore[index]
+    assert isinstance(model.get_submodule("6"), nn.Conv2d)
     for layer in record.layers.values():
         assert layer.used
         assert layer.macs_after < layer.macs_before
@@ -119,8 +119,8 @@ def test_only_what_is_measured_faster_is_factorised() -> None:
 
     record = factorise(model, SIZE, ENERGY, faster)
     assert {name for name, layer in record.layers.items() if not layer.used} == {"14"}
-    assert isinstance(model[14], nn.Linear)  # type: ignore[index]
-    assert isinstance(model[3], nn.Sequential)  # type: ignore[index]
+    assert isinstance(model.get_submodule("14"), nn.Linear)
+    assert isinstance(model.get_submodule("3"), nn.Sequential)
     assert record.predicted_saving_ms == pytest.approx(0.5 * (len(record.layers) - 1))
     assert record.macs_after == count_macs(model, SIZE)
     assert (16, 16) in [in_size for _, in_size in asked]
@@ -164,7 +164,7 @@ def test_what_gains_nothing_is_refused(config: FactoriseConfig, text: str) -> No
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = tiny()
-    nn.init.constant_(model.get_submodule("3").weight, torch.nan)  # type: ignore[arg-type]
+    nn.init.constant_(model.get_parameter("3.weight"), torch.nan)
     with pytest.raises(LabError, match=r"1 tensors are not finite.*3\.weight"):
         factorise(model, SIZE, ENERGY)
 
