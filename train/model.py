@@ -1,4 +1,4 @@
-"""torchvision's networks with our stem and head, and their parts."""
+"""torchvision's networks, and ResNet-20 of its blocks, with our stem and head, and their parts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,34 @@ from typing import cast
 import torchvision
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from configs.schema import ModelConfig
 
+
+class ResNet20(ResNet):
+    """He et al. 2015, section 4.2: three stages of 16, 32 and 64 channels, 0.27 M parameters.
+
+    torchvision's blocks, with its 1 x 1 convolution in the shortcut where the resolution halves (option B).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(BasicBlock, [1, 1, 1, 1], num_classes)
+        self.inplanes = 16
+        self.conv1 = nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._make_layer(BasicBlock, 16, 3)
+        self.layer2 = self._make_layer(BasicBlock, 32, 3, stride=2)
+        self.layer3 = self._make_layer(BasicBlock, 64, 3, stride=2)
+        self.layer4 = nn.Identity()
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 _RESNETS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": ResNet20,
     "resnet18": torchvision.models.resnet18,
     "resnet34": torchvision.models.resnet34,
     "resnet50": torchvision.models.resnet50,
@@ -32,7 +55,8 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
         model.fc = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(in_features, num_classes))
         if config.stem == "small":
             # He et al. 2015, section 4.2: a 3 x 3 stem without strides for 32 x 32 images.
-            model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            channels = cast(nn.Conv2d, model.conv1).out_channels
+            model.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
             model.maxpool = nn.Identity()
             nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     else:
@@ -47,7 +71,11 @@ def stages(model: nn.Module) -> dict[str, list[nn.Module]]:
     """The parts that hold parameters, from the stem to the head, cut where the resolution halves."""
     parts = dict(model.named_children())
     if "fc" in parts:
-        layers = {name: [part] for name, part in parts.items() if name.startswith("layer")}
+        layers = {
+            name: [part]
+            for name, part in parts.items()
+            if name.startswith("layer") and not isinstance(part, nn.Identity)
+        }
         return {"stem": [parts["conv1"], parts["bn1"]], **layers, "head": [parts["fc"]]}
     features = list(cast(nn.Sequential, parts["features"]))
     groups = {f"features.{first}-{last}": features[first : last + 1] for first, last in _FEATURES}

@@ -121,6 +121,10 @@ def read_state(path: Path) -> Tensors:
 
 
 def _imagenet(name: ModelName) -> Tensors:
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise LabError(
+            f"{name} is for small images, it has no ImageNet weights: give model.weights=null or a file"
+        )
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
         state: Tensors = weights.get_state_dict(check_hash=True)
