@@ -11,7 +11,8 @@ from torch import nn
 from configs.schema import ModelConfig
 from train.model import build_model, count_parameters, stages
 
-# torchvision's own figures for 1000 classes, in millions; ResNet-20's is 0.27 for 10 (He et al. 2015, table 6).
+# torchvision's own figures for 1000 classes, in millions; ResNet-20 has 0.27 for 10
+# (He et al. 2015, table 6).
 PARAMETERS = {
     "resnet20": 0.339,
     "resnet18": 11.690,

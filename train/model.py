@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from configs.schema import ModelConfig
 
 
-class ResNet20(ResNet):
+class ResNet20(ResNet):  # type: ignore[misc]  # torchvision has no types
     """He et al. 2015, section 4.2: three stages of 16, 32 and 64 channels, 0.27 M parameters.
 
     torchvision's blocks, with its 1 x 1 convolution in the shortcut where the resolution halves (option B).
