@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from configs.schema import (
+    CalibrationMethod,
+    NonNegativeFloat,
+    Percentile,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 
 _CLOSED = ConfigDict(extra="forbid", strict=True)
 
@@ -146,7 +153,28 @@ class ClusterConfig:
     """Whether the file of the shared weights is compressed by zlib as well."""
 
 
-StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune"]
+@dataclass(config=_CLOSED, frozen=True)
+class RangesConfig:
+    """Of the activations, when the quantisers are put in."""
+
+    method: CalibrationMethod
+    percentile: Percentile
+    """For method=percentile."""
+    num_images: PositiveInt
+    """Training images, prepared as for evaluation."""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Share by which a training step moves a range towards that of its batch; 0: it stays as calibrated."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class QatConfig:
+    ranges: RangesConfig
+    training: FinetuneConfig
+    num_checked: PositiveInt
+    """Validation images on which the network and its INT8 file are compared."""
+
+
+StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune", "qat"]
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -169,5 +197,14 @@ class OptimizeConfig:
     finetune: FinetuneConfig
     sparsify: SparsifyConfig
     lottery: LotteryConfig
+    qat: QatConfig
     gate: GateConfig
     latency: LatencyConfig
+
+    @model_validator(mode="after")
+    def _qat_is_last(self) -> OptimizeConfig:
+        if "qat" in self.stages[:-1]:
+            raise ValueError(
+                f"stages {self.stages}: qat must be the last one, it fits the network to its INT8 file"
+            )
+        return self

@@ -567,10 +567,14 @@ class TrainConfig:
         return self
 
 
+CalibrationMethod = Literal["max", "percentile", "entropy", "mse"]
+Percentile = Annotated[float, Field(gt=50, le=100)]
+
+
 @dataclass(config=_CLOSED, frozen=True)
 class CalibrationConfig:
-    method: Literal["max", "percentile", "entropy", "mse"]
-    percentile: Annotated[float, Field(gt=50, le=100)]
+    method: CalibrationMethod
+    percentile: Percentile
     """For method=percentile: share of the absolute values that the scale covers, %."""
     num_images: PositiveInt
     """Drawn from the training images, prepared as for evaluation."""

@@ -16,12 +16,13 @@ from optimize.factorise import factorise_stage
 from optimize.finetune import finetune
 from optimize.lottery import lottery_stage
 from optimize.prune import prune
+from optimize.qat import qat_stage
 from optimize.sparsify import sparsify_stage
 from optimize.stage import Context, Stage, StageRecord, measure_stage, save_changed
 from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
 from train.images import images_of
 from train.result import write_json
-from train.structure import channels_of, has_masks
+from train.structure import channels_of, find_change, has_masks
 
 RECORD = "record.json"
 Say = Callable[[str], None]
@@ -59,6 +60,7 @@ STAGES: dict[str, Stage] = {
     "lottery": lottery_stage,
     "cluster": cluster_stage,
     "finetune": finetune,
+    "qat": qat_stage,
 }
 
 
@@ -96,6 +98,11 @@ def open_context(config: OptimizeConfig, say: Say) -> Context:
     """The images and the input of the run that made the checkpoint. Raises LabError."""
     path = Path(config.checkpoint)
     facts = read_facts(path)
+    if find_change(facts.structure, "fake_quant") is not None:
+        raise LabError(
+            f"{path} has been through the stage qat, which must be the last: begin with the checkpoint "
+            "before it"
+        )
     data, splits = images_of(facts, path.parent / "data", config.data_root, say)
     return Context(config, path, facts.input_spec, data, facts.config.loader, splits)
 

@@ -14,7 +14,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from deploy.errors import LabError
-from optimize.calibrate import Method, calibrate
+from optimize.calibrate import Method, Scales, calibrate
 from optimize.export import check_static_size
 from optimize.files import write_bytes, write_model
 from optimize.qdq import emit
@@ -49,9 +49,11 @@ def quantize_onnx(
     out_dir: Path,
     method: Method = "percentile",
     percentile: float = 99.99,
+    scales: Scales | None = None,
 ) -> QuantizeRecord:
     """Calibrate on `batches` (float32 N x 3 x size x size, read once) and write three files to `out_dir`.
 
+    `scales`, those of quantisation-aware training, stand in the place of calibration.
     `int8.onnx` for TensorRT, `int8-cpu.onnx` for ONNX Runtime on a CPU, `scales.json` that both came from.
     Raises LabError for a network with a dynamic size, for a mistake in calibration, and for findings of the
     linter; nothing is written then.
@@ -59,7 +61,10 @@ def quantize_onnx(
     model = onnx.load(fp32_path)
     check_static_size(model)
     sample: list[npt.NDArray[Any]] = []
-    scales = calibrate(fp32_path, _remember(batches, sample), method, percentile)
+    if scales is None:
+        scales = calibrate(fp32_path, _remember(batches, sample), method, percentile)
+    else:
+        next(iter(_remember(batches, sample)))
     s8, u8 = emit(model, scales, "s8"), emit(model, scales, "u8")
     findings = lint(s8)
     if findings:

@@ -29,6 +29,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     from deploy.verify import verify
     from optimize.bundle import build_bundle
     from optimize.export import compare_onnx, export_onnx
+    from optimize.qat_scales import trained_scales
     from optimize.quantize import S8_NAME, SCALES_NAME, U8_NAME, quantize_onnx
     from scripts.report import write_report
     from train.checkpoint import load_checkpoint, restore_model
@@ -61,12 +62,17 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
         )
         if len(set(images.labels.tolist())) == 1:
             say(f"warning: the {len(images)} calibration images are all of one class; take more of them")
+        some = next(image_batches(checked, spec, trained.loader, data))[:2]
+        scales = trained_scales(model, checkpoint.structure, fp32, some)
+        if scales is not None:
+            say("the scales are those of quantisation-aware training; calibration.method is not used")
         quantized = quantize_onnx(
             fp32,
             image_batches(images, spec, trained.loader, data),
             work,
-            config.calibration.method,
-            config.calibration.percentile,
+            calibration.method,
+            calibration.percentile,
+            scales,
         )
         say(
             f"quantised: {quantized.num_int8_convs} of {quantized.num_convs} convolutions in INT8, "

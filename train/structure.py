@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from configs.schema import ModelConfig
 from deploy.errors import LabError
 from train.codebooks import share_weights
+from train.fake_quant import add_fake_quant, set_active
 from train.low_rank import thin_layers
 from train.masks import mask_layers, masked_layers
 from train.model import build_model
@@ -68,12 +69,19 @@ def with_masks(structure: Structure, model: nn.Module) -> list[Change]:
 
 
 def has_masks(structure: Structure) -> bool:
-    return any(change["change"] == "masks" for change in structure)
+    return find_change(structure, "masks") is not None
+
+
+def find_change(structure: Structure, kind: str) -> Change | None:
+    """The last one of that kind."""
+    return next((change for change in reversed(structure) if change["change"] == kind), None)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy in which every weight is a plain tensor, with its parametrizations computed into it."""
+    """A copy in which every weight is a plain tensor, with its parametrizations computed into it, and every
+    activation is float."""
     copied = copy.deepcopy(model)
+    set_active(copied, False)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
             # Not parametrize.remove_parametrizations: it changes the class, which `model` has too.
@@ -139,9 +147,14 @@ def _set_codebooks(model: nn.Module, change: Change) -> None:
         share_weights(model.get_submodule(name), size)
 
 
+def _set_fake_quant(model: nn.Module, change: Change) -> None:
+    add_fake_quant(model, change["activations"], change["weights"], change["momentum"])
+
+
 _KINDS: dict[str, Callable[[nn.Module, Change], None]] = {
     "channels": _set_channels,
     "masks": _mask,
     "factors": _set_factors,
     "codebooks": _set_codebooks,
+    "fake_quant": _set_fake_quant,
 }

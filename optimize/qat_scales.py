@@ -1,0 +1,131 @@
+"""From fake quantisers to the INT8 file: which scale is which tensor's, and how close the two are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from deploy.errors import LabError
+from optimize.calibrate import Scales
+from optimize.placement import quantised_tensors
+from train.fake_quant import quantiser
+from train.structure import Structure, find_change, plain
+
+SAME = 1e-3
+"""Relative difference up to which two tensors are the same; those of different places are about 1 apart."""
+
+
+@dataclass(frozen=True)
+class AgreementRecord:
+    """The network with its fake quantisers in torch, against its S8 file in ONNX Runtime, unoptimised."""
+
+    top1_agreement: float
+    """Share of the images, 0 to 1, on which both name the same class."""
+    snr_db: float
+    """10 log10(||torch||^2 / ||onnx - torch||^2) over all logits."""
+    num_images: int
+
+
+def trained_scales(
+    model: nn.Module, structure: Structure, fp32_path: Path, images: npt.NDArray[np.float32]
+) -> Scales | None:
+    """The scales of a quantisation-aware network for its FP32 file; None where it has no fake quantisers.
+
+    `images`: float32 [n, 3, size, size]; every tensor that a fake quantiser sees of them is compared with the
+    tensor of the file that gets its scale. Raises LabError where the file quantises other tensors.
+    """
+    change = find_change(structure, "fake_quant")
+    if change is None:
+        return None
+    places = [(name, side) for name, side in change["activations"]]
+    file = onnx.load(fp32_path)
+    names = [tensor.name for tensor in quantised_tensors(file)]
+    if len(names) != len(places):
+        raise LabError(
+            f"the network has {len(places)} fake quantisers, its file quantises {len(names)} tensors: "
+            "export it again, or train the stage qat again"
+        )
+    ours, theirs = _seen(model, places, images), _tensors(file, names, images)
+    for place, name, mine, other in zip(places, names, ours, theirs, strict=True):
+        difference = math.inf
+        if mine.shape == other.shape:
+            difference = float(np.linalg.norm(mine - other)) / (float(np.linalg.norm(other)) or 1.0)
+        if not difference <= SAME:
+            raise LabError(
+                f"the fake quantiser {'.'.join(place)} does not see what the file's tensor {name!r} holds "
+                f"(relative difference {difference:.1e}): the file is of another network, export it again"
+            )
+    scales = {n: float(quantiser(model, *place).scale) for n, place in zip(names, places, strict=True)}
+    bad = {name: value for name, value in scales.items() if not (math.isfinite(value) and value > 0)}
+    if bad:
+        raise LabError(f"the trained scales {bad} must be finite and above 0: train the stage qat again")
+    return Scales("qat", int(change["num_images"]), scales)
+
+
+def measure_agreement(
+    model: nn.Module, s8: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]]
+) -> AgreementRecord:
+    """`batches`: float32 [n, 3, size, size] each. Raises LabError where there are none."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        s8.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    model = model.eval()
+    noise = signal = 0.0
+    agree = count = 0
+    for batch in batches:
+        with torch.no_grad():
+            expected = model(torch.from_numpy(batch)).numpy().astype(np.float64)
+        (actual,) = session.run(None, {s8.graph.input[0].name: batch})
+        noise += float(np.square(actual - expected).sum())
+        signal += float(np.square(expected).sum())
+        agree += int((actual.argmax(1) == expected.argmax(1)).sum())
+        count += len(batch)
+    if count == 0:
+        raise LabError("qat: 0 images to compare on, at least 1 is needed; check the validation split")
+    # Without any difference 300 dB, for JSON knows no infinity.
+    snr = 10 * math.log10(signal / noise) if noise and signal else 300.0
+    return AgreementRecord(agree / count, snr, count)
+
+
+@torch.no_grad()
+def _seen(
+    model: nn.Module, places: list[tuple[str, str]], images: npt.NDArray[np.float32]
+) -> list[npt.NDArray[Any]]:
+    """What comes to each fake quantiser, with all of them off."""
+    network = plain(model).cpu().float().eval()
+    seen: dict[nn.Module, npt.NDArray[Any]] = {}
+
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if module in seen:
+            raise LabError("a fake quantiser is called twice in a forward pass, and would round two tensors")
+        # The block that follows may add to it in place.
+        seen[module] = inputs[0].numpy().copy()
+
+    quantisers = [quantiser(network, *place) for place in places]
+    for module in quantisers:
+        module.register_forward_pre_hook(keep)
+    network(torch.from_numpy(images))
+    return [seen[module] for module in quantisers]
+
+
+def _tensors(
+    file: onnx.ModelProto, names: list[str], images: npt.NDArray[np.float32]
+) -> list[npt.NDArray[Any]]:
+    image = file.graph.input[0].name
+    computed = [name for name in names if name != image]
+    file.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
+    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = dict(zip(computed, session.run(computed, {image: images}), strict=True))
+    return [values.get(name, images) for name in names]
