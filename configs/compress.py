@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.schema import (
-    CalibrationMethod,
+    CalibrationConfig,
+    GateConfig,
     NonNegativeFloat,
-    Percentile,
     PositiveFloat,
     PositiveInt,
     Seed,
@@ -113,12 +113,6 @@ class LotteryConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
-class GateConfig:
-    max_drop: NonNegativeFloat
-    """Points of top-1 that the result may be below the checkpoint that the chain began with."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
 class LatencyConfig:
     """How a stage's network is timed: exported, in ONNX Runtime on this CPU, beside the one before."""
 
@@ -154,27 +148,17 @@ class ClusterConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
-class RangesConfig:
-    """Of the activations, when the quantisers are put in."""
+class QatConfig:
+    """Training with fake quantisers, whose ranges `calibration` sets."""
 
-    method: CalibrationMethod
-    percentile: Percentile
-    """For method=percentile."""
-    num_images: PositiveInt
-    """Training images, prepared as for evaluation."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
     """Share by which a training step moves a range towards that of its batch; 0: it stays as calibrated."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class QatConfig:
-    ranges: RangesConfig
     training: FinetuneConfig
     num_checked: PositiveInt
     """Validation images on which the network and its INT8 file are compared."""
 
 
-StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune", "qat"]
+StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune", "qat", "quantize"]
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -198,13 +182,17 @@ class OptimizeConfig:
     sparsify: SparsifyConfig
     lottery: LotteryConfig
     qat: QatConfig
+    calibration: CalibrationConfig
+    """Of the stages qat and quantize."""
     gate: GateConfig
     latency: LatencyConfig
 
     @model_validator(mode="after")
-    def _qat_is_last(self) -> OptimizeConfig:
-        if "qat" in self.stages[:-1]:
+    def _int8_is_last(self) -> OptimizeConfig:
+        if "quantize" in self.stages[:-1]:
+            raise ValueError(f"stages {self.stages}: quantize must be the last one, it leaves INT8 files")
+        if "qat" in self.stages[:-1] and self.stages[-2:] != ["qat", "quantize"]:
             raise ValueError(
-                f"stages {self.stages}: qat must be the last one, it fits the network to its INT8 file"
+                f"stages {self.stages}: only quantize may follow qat, which fits the network to its INT8 file"
             )
         return self

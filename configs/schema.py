@@ -593,16 +593,27 @@ class BenchConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class GateConfig:
+    max_drop: NonNegativeFloat
+    """Points of top-1 that a result may be below the checkpoint that it came from."""
+    ship_failed: bool
+    """Whether a variant that falls through goes into the bundle all the same."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
 class QuantizeConfig:
     """`python -m scripts.quantize_and_benchmark`."""
 
     checkpoint: str
+    compressed: list[str]
+    """Checkpoints that `python -m optimize` has made of it: more variants of the same bundle."""
     out: str | None
     """Where bundle/, results.jsonl and report.html go; null: beside the checkpoint."""
     data_root: str | None
     """Where the run's images are now, if they have moved since the training."""
     seed: Seed
     calibration: CalibrationConfig
+    gate: GateConfig
     bench: BenchConfig
     num_samples: Annotated[int, Field(ge=1, le=64)]
     """Images that travel in the bundle with their expected outputs."""

@@ -29,7 +29,8 @@ def build_bundle(
     samples: Index,
     commands: Sequence[str],
 ) -> Bundle:
-    """Write the bundle with the sample images and what each variant answers to them.
+    """Write the bundle with the sample images and what each variant answers to them. Of `models` those that
+    no variant names stay behind.
 
     The answers are computed as ONNX defines the operators, without any backend's optimisations, so that every
     device is held against the same numbers. Raises LabError; a bundle that was at `path` stays then.
@@ -40,7 +41,7 @@ def build_bundle(
         name=name,
         input=spec,
         variants=variants,
-        models=models,
+        models={variant.name: models[variant.name] for variant in variants},
         samples=[(Path(p), int(label)) for p, label in zip(samples.paths, samples.labels, strict=True)],
         expected={variant.name: _logits(models[variant.name], inputs) for variant in variants},
         versions=_versions(),

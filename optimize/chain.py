@@ -14,6 +14,7 @@ from deploy.errors import LabError
 from optimize.cluster import cluster_stage
 from optimize.factorise import factorise_stage
 from optimize.finetune import finetune
+from optimize.int8 import quantize_stage
 from optimize.lottery import lottery_stage
 from optimize.prune import prune
 from optimize.qat import qat_stage
@@ -61,6 +62,7 @@ STAGES: dict[str, Stage] = {
     "cluster": cluster_stage,
     "finetune": finetune,
     "qat": qat_stage,
+    "quantize": quantize_stage,
 }
 
 
@@ -76,7 +78,7 @@ def run_chain(config: OptimizeConfig, say: Say) -> list[StageRecord]:
     records: list[StageRecord] = []
     for number, name in enumerate(["original", *config.stages]):
         folder = out / f"{number}-{name}"
-        settings = asdict(getattr(config, name)) if number else {}
+        settings = settings_of(config, name) if number else {}
         sha256 = file_sha256(source)
         record = StageRecord.read(folder / RECORD)
         if record is not None:
@@ -105,6 +107,12 @@ def open_context(config: OptimizeConfig, say: Say) -> Context:
         )
     data, splits = images_of(facts, path.parent / "data", config.data_root, say)
     return Context(config, path, facts.input_spec, data, facts.config.loader, splits)
+
+
+def settings_of(config: OptimizeConfig, stage: str) -> dict[str, Any]:
+    """All that decides what the stage leaves."""
+    own = {} if stage == "quantize" else asdict(getattr(config, stage))
+    return own | ({"calibration": asdict(config.calibration)} if stage in ("qat", "quantize") else {})
 
 
 def require_same_stage(folder: Path, record: StageRecord, settings: dict[str, Any], sha256: str) -> None:

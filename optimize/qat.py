@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from configs.compress import RangesConfig
-from configs.schema import CalibrationMethod
+from configs.schema import CalibrationConfig
 from data.calibration import choose_images, image_batches
 from data.index import Index
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Histogram
 from optimize.export import export_onnx
 from optimize.finetune import finetune_config, train
+from optimize.int8 import calibration_images
 from optimize.qat_scales import measure_agreement, trained_scales
 from optimize.qdq import emit
 from optimize.stage import Context, save_changed
@@ -44,7 +44,7 @@ _PASS_ON = (nn.Dropout, nn.Identity)
 """They are not in the file: the tensor before them is quantised."""
 
 
-def fake_quant_of(model: nn.Module, config: RangesConfig) -> Change:
+def fake_quant_of(model: nn.Module, momentum: float, calibration: CalibrationConfig) -> Change:
     """The change that puts fake quantisers where `optimize.placement` quantises the file of the network.
 
     Raises LabError where a tensor is not a module's own.
@@ -60,7 +60,8 @@ def fake_quant_of(model: nn.Module, config: RangesConfig) -> Change:
         "change": "fake_quant",
         "activations": activations,
         "weights": weights,
-        **asdict(config),
+        "momentum": momentum,
+        "calibration": asdict(calibration),
     }
 
 
@@ -69,8 +70,7 @@ def calibrate_quantisers(
     model: nn.Module,
     activations: Iterable[tuple[str, str]],
     batches: Iterable[npt.NDArray[np.float32]],
-    method: CalibrationMethod,
-    percentile: float,
+    config: CalibrationConfig,
 ) -> None:
     """Set the scales in place, as `optimize.calibrate` does, from the network with float activations.
 
@@ -98,7 +98,7 @@ def calibrate_quantisers(
     if num_images == 0:
         raise LabError("calibration: 0 images, at least 1 is needed and 512 are usual; check the data split")
     for module, (_, histogram) in histograms.items():
-        module.get_buffer("scale").fill_(histogram.amax(method, percentile) / LEVELS)
+        module.get_buffer("scale").fill_(histogram.amax(config.method, config.percentile) / LEVELS)
     set_active(model, True)
     for hook in hooks:
         hook.remove()
@@ -106,7 +106,7 @@ def calibrate_quantisers(
 
 def qat_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     """See `optimize.stage.Stage`. Killed, it goes on from its last checkpoint, bit for bit."""
-    config = context.config.qat
+    config, calibration = context.config.qat, context.config.calibration
     start = folder / START
     checkpoint = load_checkpoint(source)
     if find_change(checkpoint.structure, "codebooks") is not None:
@@ -115,22 +115,17 @@ def qat_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
             "round again: give one of the two"
         )
     model = restore_model(checkpoint)
-    change = fake_quant_of(model, config.ranges)
+    change = fake_quant_of(model, config.momentum, calibration)
     begun = saved_structure(folder)
     if begun and begun[-1] != change:
         raise LabError(
-            f"{folder} was begun with other settings of qat.ranges: give another out=..., or remove it"
+            f"{folder} was begun with other settings of qat.momentum or calibration: give another "
+            "out=..., or remove it"
         )
     if not begun:
-        images = choose_images(context.splits.train, config.ranges.num_images, context.config.seed)
+        images = calibration_images(context.splits.train, calibration, context.config.seed)
         apply_change(model, change)
-        calibrate_quantisers(
-            model,
-            change["activations"],
-            _batches(images, context),
-            config.ranges.method,
-            config.ranges.percentile,
-        )
+        calibrate_quantisers(model, change["activations"], _batches(images, context), calibration)
         save_changed(folder, checkpoint, model, [*checkpoint.structure, change], START)
     metrics = train(finetune_config(start, folder, context, config.training), folder)
     agreement = _agreement(folder / NAME, context)

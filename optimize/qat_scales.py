@@ -69,7 +69,7 @@ def trained_scales(
     bad = {name: value for name, value in scales.items() if not (math.isfinite(value) and value > 0)}
     if bad:
         raise LabError(f"the trained scales {bad} must be finite and above 0: train the stage qat again")
-    return Scales("qat", int(change["num_images"]), scales)
+    return Scales("qat", int(change["calibration"]["num_images"]), scales)
 
 
 def measure_agreement(

@@ -25,7 +25,9 @@ from data.prepare import Splits
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.measure import measure_latency, percentile
+from deploy.ort import session_options
 from optimize.export import INPUT_NAME, export_onnx
+from optimize.quantize import U8_NAME
 from optimize.shared_weights import write_shared_weights
 from train.checkpoint import Checkpoint, Progress, load_checkpoint, restore_model, save_checkpoint
 from train.codebooks import codebooks
@@ -51,6 +53,9 @@ class Context:
     splits: Splits
 
 
+Network = Callable[[torch.Tensor], torch.Tensor]
+"""float32 [n, 3, size, size] -> logits float32 [n, num_classes]."""
+
 Stage = Callable[[Path, Path, Context], dict[str, Any]]
 """(checkpoint, folder, context) -> what is particular to this stage; leaves `checkpoint.pt` in the folder."""
 
@@ -67,14 +72,15 @@ class StageRecord:
     macs: int
     """Multiply-accumulates of one image."""
     onnx_bytes: int
-    """Of the FP32 file."""
+    """Of the stage's file: FP32, but INT8 for a CPU where the stage left one."""
     top1: float
-    """Share in 0..1 of `num_images` validation images, as torch computes it."""
+    """Share in 0..1 of `num_images` validation images: of the network in torch, or of the INT8 file in ONNX
+    Runtime."""
     num_images: int
     drop: float
     """Points of top-1 lost."""
     latency_ms: float | None
-    """p50 at batch 1 of the FP32 file in ONNX Runtime, measured in turns with the first one's."""
+    """p50 at batch 1 of that file in ONNX Runtime, measured in turns with the first one's FP32 file."""
     speedup: float | None
     found: dict[str, Any]
 
@@ -143,15 +149,20 @@ def measure_stage(
     first: StageRecord | None,
     found: dict[str, Any],
 ) -> StageRecord:
-    """The record of the checkpoint in `folder`, beside whose weights its FP32 file is left."""
+    """The record of the checkpoint in `folder`, beside whose weights its FP32 file is left, unless the stage
+    has left an INT8 file."""
     restored = restore_model(load_checkpoint(folder / "checkpoint.pt" if first else context.original))
     model = plain(restored)
-    file = folder / "fp32.onnx"
-    export_onnx(model, context.spec, file)
-    if codebooks(restored):
+    int8 = stage == "quantize"
+    file = folder / (U8_NAME if int8 else "fp32.onnx")
+    if not int8:
+        export_onnx(model, context.spec, file)
+    if codebooks(restored) and not int8:
         shared = write_shared_weights(restored, file, folder / SHARED, context.config.cluster.deflate)
         found = found | {"shared_weights": asdict(shared)}
-    top1, num_images = evaluate(model, context.splits.val, context)
+    in_torch = model.to(memory_format=torch.channels_last).eval()
+    network = as_network(file, context.config.latency) if int8 else in_torch
+    top1, num_images = evaluate(network, context.splits.val, context)
     # The first one's file stands beside the stages' folders.
     files = [folder.parent / "0-original" / "fp32.onnx", file] if first else [file]
     times = compare_latency(files, context.spec, context.config.latency)
@@ -178,14 +189,24 @@ def count_macs(model: nn.Module, size: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Index, context: Context) -> tuple[float, int]:
+def evaluate(network: Network, images: Index, context: Context) -> tuple[float, int]:
     """Top-1 as a share, and of how many images."""
     counts = EvalCounts(context.spec.num_classes, torch.device("cpu"))
-    network = model.to(memory_format=torch.channels_last).eval()
     for batch, labels in labelled_batches(images, context.spec, context.loader, context.data):
         counts.add(network(batch), labels)
     result = counts.result()
     return result.top1, result.num_images
+
+
+def as_network(file: Path, config: LatencyConfig) -> Network:
+    session = open_session(str(file), config.threads)
+    return lambda images: torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
+
+
+def open_session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
+    """As `deploy` opens a file, or its content, on this CPU."""
+    options = session_options(onnxruntime, threads, emulate=False)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def compare_latency(files: Sequence[Path], spec: InputSpec, config: LatencyConfig) -> list[float]:
@@ -200,11 +221,7 @@ def time_in_turns(
     models: Sequence[str | bytes], image: npt.NDArray[np.float32], config: LatencyConfig
 ) -> list[float]:
     """p50 in ms of each, files or their contents, on the same input in ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads
-    sessions = [
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]) for model in models
-    ]
+    sessions = [open_session(model, config.threads) for model in models]
     samples: list[list[float]] = [[] for _ in models]
     for _ in range(ROUNDS):
         for session, times in zip(sessions, samples, strict=True):

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
+from configs.compress import OptimizeConfig
 from configs.load import load
-from configs.schema import QuantizeConfig, TrainConfig
+from configs.schema import GateConfig, QuantizeConfig, TrainConfig
+from data.calibration import choose_images
 from deploy.__main__ import main as deploy
-from deploy.bundle import open_bundle
+from deploy.bundle import Variant, open_bundle
 from deploy.errors import LabError
-from deploy.results import read_measurements
+from deploy.results import Accuracy, Measurement, read_measurements
+from optimize.bundle import build_bundle
+from optimize.chain import run_chain
+from optimize.gate import judge
+from optimize.variants import Made, distinct, label_of
 from scripts.quantize_and_benchmark import main as quantize_and_benchmark
 from tests.processes import python
+from train.checkpoint import NAME, read_facts
+from train.images import images_of
 from train.run import run
 
 QUICK = [
@@ -25,6 +35,7 @@ QUICK = [
     "bench.batches=[1,4]",
     "num_samples=3",
     "calibration.num_images=12",
+    "gate.max_drop=100",
 ]
 
 
@@ -105,6 +116,86 @@ def test_other_images_are_refused_and_the_bundle_stays(compressed: Path, images:
     with pytest.raises(LabError, match=r"class_000.*data_root="):
         quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
     assert (compressed / "bundle" / "bundle.json").read_bytes() == before
+
+
+def test_a_compressed_network_stands_beside_it_and_the_gate_holds(compressed: Path, tmp_path: Path) -> None:
+    """A chain that ends in INT8; then one bundle of both networks, without what has lost too much."""
+    checkpoint = f"checkpoint={compressed / 'checkpoint.pt'}"
+    chain = [
+        checkpoint, f"out={tmp_path / 'chain'}", "stages=[prune,quantize]", "prune.importance=random",
+        "calibration.num_images=12", "latency.seconds=0.05", "gate.max_drop=100",
+    ]  # fmt: skip
+    records = run_chain(load("optimize", OptimizeConfig, chain), print)
+    int8 = tmp_path / "chain" / "2-quantize"
+    assert records[2].onnx_bytes == (int8 / "int8-cpu.onnx").stat().st_size < records[1].onnx_bytes / 3
+    assert records[2].found["num_int8_convs"] == records[2].found["num_convs"] == 20
+    assert (int8 / "checkpoint.pt").read_bytes() == (int8.parent / "1-prune" / "checkpoint.pt").read_bytes()
+    assert run_chain(load("optimize", OptimizeConfig, chain), print) == records
+    with pytest.raises(LabError, match=r"2-quantize is of other settings .*'num_images': 6"):
+        run_chain(load("optimize", OptimizeConfig, [*chain, "calibration.num_images=6"]), print)
+
+    overrides = [
+        checkpoint, f"compressed=[{int8 / 'checkpoint.pt'}]", f"out={tmp_path}", *QUICK, "gate.max_drop=100",
+    ]  # fmt: skip
+    quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
+    bundle = open_bundle(tmp_path / "bundle")
+    assert [v.name for v in bundle.variants] == [
+        "fp32", "int8-cpu", "int8", "pruned-fp32", "pruned-int8-cpu", "pruned-int8",
+    ]  # fmt: skip
+    pruned = bundle.variant("pruned-int8")
+    assert pruned.num_parameters == records[1].parameters < bundle.variant("int8").num_parameters / 1.5
+    assert pruned.metrics["top1"] == bundle.variant("pruned-int8-cpu").metrics["top1"] == records[2].top1
+    assert pruned.metrics["gate"]["passed"]
+    left = build_bundle(
+        tmp_path / "less", name="less", spec=bundle.input, variants=[bundle.variant("fp32")], commands=[],
+        models={v.name: bundle.path(v.name) for v in bundle.variants},
+        samples=choose_images(images_of(read_facts(compressed / NAME), tmp_path, None, print)[1].val, 2, 0),
+    )  # fmt: skip
+    assert [path.name for path in (left.root / "models").iterdir()] == ["fp32.onnx"]
+
+
+def variant(name: str, same_as: str) -> Made:
+    return Made(Variant(name, "", "int8", "onnxruntime", 1, {}, {}), Path(), same_as)
+
+
+def measured(name: str, top1: float | None) -> Measurement:
+    return cast(Measurement, SimpleNamespace(variant=name, accuracy=Accuracy(top1=top1, num_images=1000)))
+
+
+def test_what_falls_through_the_gate_is_marked_and_stays_behind() -> None:
+    made = [variant("fp32", "fp32"), variant("int8-cpu", "int8-cpu"), variant("int8", "int8-cpu")]
+    found = [measured("fp32", 0.9), measured("int8-cpu", 0.895)]
+    shipped, marks = judge(made, found, GateConfig(0.5, False))
+    assert [v.name for v in shipped] == ["fp32", "int8-cpu", "int8"]
+    assert marks == []
+    assert shipped[2].metrics["top1"] == 0.895
+    shipped, marks = judge(made, found, GateConfig(0.4, False))
+    assert [v.name for v in shipped] == ["fp32"]
+    assert marks == [
+        f"GATE: {name} is 0.50 points below fp32, gate.max_drop is 0.4: not in the bundle"
+        for name in ("int8-cpu", "int8")
+    ]
+    shipped, marks = judge(made, found, GateConfig(0.4, True))
+    assert [v.metrics["gate"]["passed"] for v in shipped] == [True, False, False]
+    assert "shipped because of gate.ship_failed" in marks[0]
+    with pytest.raises(LabError, match="its accuracy was not measured"):
+        judge(made, [measured("fp32", 0.9)], GateConfig(0.4, True))
+
+
+def test_variants_are_named_by_what_was_done() -> None:
+    kinds = ("channels", "masks", "fake_quant")
+    assert label_of([{"change": kind} for kind in kinds]) == "pruned-sparse-qat"
+    assert label_of([]) == ""
+    assert distinct(["", "pruned", "", "pruned", "qat", "pruned"]) == [
+        "", "pruned", "2", "pruned-2", "qat", "pruned-3",
+    ]  # fmt: skip
+
+
+def test_calibration_on_one_class_is_refused(compressed: Path) -> None:
+    overrides = [f"checkpoint={compressed / 'checkpoint.pt'}", *QUICK, "calibration.num_images=1"]
+    with pytest.raises(LabError, match=r"calibration.num_images=1: the 1 images are all of one class"):
+        quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
+    assert open_bundle(compressed / "bundle").variants
 
 
 FULL_DISK = """
