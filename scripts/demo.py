@@ -23,9 +23,16 @@ def main() -> int:
         *("torchrun", "--standalone", f"--nproc-per-node={num_processes}", "-m", "train"),
         *("experiment=demo", f"run_dir={RUN}", "resume=true"),
     ]
-    compress = ["python", "-m", "scripts.quantize_and_benchmark", f"checkpoint={RUN}/checkpoint.pt"]
-    for step, command in enumerate((train, compress), 1):
-        print(f"\n[{step}/2] {' '.join(command)}", flush=True)
+    checkpoint = f"checkpoint={RUN}/checkpoint.pt"
+    chain = RUN / "optimize"
+    smaller = ["python", "-m", "optimize", checkpoint, "recipe=demo", f"out={chain}"]
+    quantize = [
+        *("python", "-m", "scripts.quantize_and_benchmark", checkpoint),
+        f"compressed=[{chain}/2-finetune/checkpoint.pt,{chain}/3-qat/checkpoint.pt]",
+    ]
+    commands = (train, smaller, quantize)
+    for step, command in enumerate(commands, 1):
+        print(f"\n[{step}/{len(commands)}] {' '.join(command)}", flush=True)
         launcher = ["-m", "torch.distributed.run"] if command[0] == "torchrun" else []
         status = subprocess.run([sys.executable, *launcher, *command[1:]]).returncode
         if status:

@@ -18,11 +18,12 @@ from configs.load import CONFIG_DIR, as_dict, from_dict, load, run_command, to_y
 from configs.schema import ImageFolderConfig, QuantizeConfig, SgdConfig, TrainConfig
 from deploy.errors import LabError
 
+RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIG_DIR.glob("*/*.yaml")
-    if path.parent.name != "experiment" and path.stem != "base"
+    if path.parent.name not in ("experiment", "recipe") and path.stem != "base"
 )
 
 
@@ -51,6 +52,12 @@ def train_command(*arguments: str, **environment: str) -> subprocess.CompletedPr
 def test_every_experiment_is_valid(experiment: str) -> None:
     config = train_config(f"experiment={experiment}", "data.root=images")
     assert config.name == experiment
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_valid(recipe: str) -> None:
+    plain = load("optimize", OptimizeConfig, ["checkpoint=c"])
+    assert load("optimize", OptimizeConfig, ["checkpoint=c", f"recipe={recipe}"]) != plain
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
