@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.schema import (
+    BenchConfig,
     CalibrationConfig,
     GateConfig,
     NonNegativeFloat,
@@ -162,14 +163,12 @@ StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "fin
 
 
 @dataclass(config=_CLOSED, frozen=True)
-class OptimizeConfig:
-    """`python -m optimize`."""
+class Compression:
+    """Of a chain and of a search over chains: configs/compression.yaml."""
 
     checkpoint: str
-    stages: Annotated[list[StageName], Field(min_length=1)]
-    """In this order; a name may come more than once."""
     out: str | None
-    """Folder of the chain; null: `optimize` beside the checkpoint. One that was interrupted goes on."""
+    """Folder of the results; null: `optimize` or `search` beside the checkpoint. Interrupted, it goes on."""
     data_root: str | None
     """Where the run's images are now, if they have moved since the training."""
     processes: PositiveInt | None
@@ -187,6 +186,14 @@ class OptimizeConfig:
     gate: GateConfig
     latency: LatencyConfig
 
+
+@dataclass(config=_CLOSED, frozen=True)
+class OptimizeConfig(Compression):
+    """`python -m optimize`."""
+
+    stages: Annotated[list[StageName], Field(min_length=1)]
+    """In this order; a name may come more than once."""
+
     @model_validator(mode="after")
     def _int8_is_last(self) -> OptimizeConfig:
         if "quantize" in self.stages[:-1]:
@@ -196,3 +203,32 @@ class OptimizeConfig:
                 f"stages {self.stages}: only quantize may follow qat, which fits the network to its INT8 file"
             )
         return self
+
+
+Precision = Literal["fp32", "int8", "qat"]
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class SpaceConfig:
+    """What a search may choose from; one value fixes it."""
+
+    keep: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    """prune.keep; 1: the stage prune is left out."""
+    energy: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    """factorise.energy; 1: the stage factorise is left out."""
+    precision: Annotated[list[Precision], Field(min_length=1)]
+    """int8: calibrated; qat: trained as its INT8 file rounds."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class SearchConfig(Compression):
+    """`python -m optimize.search`."""
+
+    target: Literal["cpu"]
+    """Whose latency counts: this machine's, measured."""
+    budget: PositiveInt
+    """Chains that are tried, those of an interrupted search among them."""
+    space: SpaceConfig
+    bench: BenchConfig
+    num_samples: Annotated[int, Field(ge=1, le=64)]
+    """Images that travel in the bundle with their expected outputs."""

@@ -11,25 +11,18 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from configs.load import run_command
 from configs.schema import QuantizeConfig
-from deploy.errors import LabError
 
 
 def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
-    from data.calibration import choose_images
     from data.reader import local_copies, reader_of
-    from deploy.bench import bench
-    from deploy.results import append_measurements
     from deploy.table import format_table
-    from deploy.verify import verify
-    from optimize.bundle import build_bundle
-    from optimize.gate import judge
     from optimize.int8 import Images
+    from optimize.pack import Packing, pack
     from optimize.quantize import SCALES_NAME
     from optimize.variants import distinct, label_of, make_variants
     from scripts.report import write_report
@@ -55,36 +48,21 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
                 source, label, images, config.calibration, config.seed, work / str(number), say
             )
         ]
-        pack = partial(
-            build_bundle,
+        how = Packing(
             name=facts.config.name,
             spec=facts.input_spec,
-            models={one.variant.name: one.model for one in made},
-            samples=choose_images(val, config.num_samples, config.seed),
-            commands=[shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *overrides])],
+            val=val,
+            bench=config.bench,
+            gate=config.gate,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            command=shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *overrides]),
         )
-        # Measured here first, so that an older good bundle is only replaced by one that verifies.
-        draft = pack(work / "bundle", variants=[one.variant for one in made])
-        verified = verify(draft.root)
-        say(str(verified))
-        if not verified.ok:
-            raise LabError("the new bundle does not verify on this machine: see the FAIL above")
-        measurements = bench(
-            draft,
-            threads=config.bench.threads,
-            batches=config.bench.batches,
-            seconds=config.bench.seconds,
-            images=[(Path(p), int(label)) for p, label in zip(val.paths, val.labels, strict=True)],
-        )
-        shipped, marks = judge(made, measurements, config.gate)
-        bundle = pack(out / "bundle", variants=shipped)
+        packed = pack(made, how, out, say)
         shutil.copyfile(work / "0" / SCALES_NAME, out / SCALES_NAME)
-    results = out / "results.jsonl"
-    results.unlink(missing_ok=True)
-    append_measurements(results, measurements)
     report = write_report([out])
-    table = "\n".join([format_table(measurements), *marks])
-    print(f"\n{table}\n\nbundle: {bundle.root}\nreport: {report}")
+    table = "\n".join([format_table(packed.measurements), *packed.marks])
+    print(f"\n{table}\n\nbundle: {packed.bundle.root}\nreport: {report}")
 
 
 def say(line: str) -> None:

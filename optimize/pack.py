@@ -1,0 +1,81 @@
+"""Variants to a bundle that was measured: verified, timed, judged by the gate, and only then put in place."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from configs.schema import BenchConfig, GateConfig
+from data.calibration import choose_images
+from data.index import Index
+from deploy.bench import bench
+from deploy.bundle import Bundle
+from deploy.errors import LabError
+from deploy.input_spec import InputSpec
+from deploy.results import Measurement, append_measurements
+from deploy.verify import verify
+from optimize.bundle import build_bundle
+from optimize.gate import judge
+from optimize.variants import Made
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a bundle is made and measured."""
+
+    name: str
+    spec: InputSpec
+    val: Index
+    """Local files, on which accuracy is measured, and of which the samples are taken."""
+    bench: BenchConfig
+    gate: GateConfig
+    num_samples: int
+    seed: int
+    command: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    bundle: Bundle
+    measurements: list[Measurement]
+    marks: list[str]
+    """A line for each variant that falls through the gate."""
+
+
+def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], None]) -> Packed:
+    """`out/bundle` and `out/results.jsonl`. `made[0]` is what the others are held against.
+
+    Measured before it is there, so that an older good bundle is only replaced by one that verifies.
+    Raises LabError.
+    """
+    build = partial(
+        build_bundle,
+        name=how.name,
+        spec=how.spec,
+        models={one.variant.name: one.model for one in made},
+        samples=choose_images(how.val, how.num_samples, how.seed),
+        commands=[how.command],
+    )
+    with tempfile.TemporaryDirectory() as work:
+        draft = build(Path(work, "bundle"), variants=[one.variant for one in made])
+        verified = verify(draft.root)
+        say(str(verified))
+        if not verified.ok:
+            raise LabError("the new bundle does not verify on this machine: see the FAIL above")
+        labels = zip(how.val.paths, how.val.labels, strict=True)
+        measurements = bench(
+            draft,
+            threads=how.bench.threads,
+            batches=how.bench.batches,
+            seconds=how.bench.seconds,
+            images=[(Path(path), int(label)) for path, label in labels],
+        )
+    shipped, marks = judge(made, measurements, how.gate)
+    bundle = build(out / "bundle", variants=shipped)
+    results = out / "results.jsonl"
+    results.unlink(missing_ok=True)
+    append_measurements(results, measurements)
+    return Packed(bundle, measurements, marks)
