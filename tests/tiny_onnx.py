@@ -52,7 +52,7 @@ def chain(
             op, more = {"relu": ("Relu", []), "relu6": ("Clip", ["zero", "six"]), "pool": ("MaxPool", [])}[
                 step
             ]
-            attributes = {"kernel_shape": [2, 2], "strides": [2, 2]} if step == "pool" else {}
+            attributes: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]} if step == "pool" else {}
             nodes.append(helper.make_node(op, [name, *more], [out], **attributes))
         name = out
     graph = helper.make_graph(
@@ -66,7 +66,10 @@ def chain(
 
 
 def array(model: onnx.ModelProto, name: str) -> npt.NDArray[Any]:
-    return numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == name)).copy()
+    result: npt.NDArray[Any] = numpy_helper.to_array(
+        next(i for i in model.graph.initializer if i.name == name)
+    ).copy()
+    return result
 
 
 def put(model: onnx.ModelProto, name: str, value: npt.NDArray[Any]) -> None:
