@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from deploy.errors import LabError
 from optimize.calibrate import Method, Scales, calibrate
 from optimize.export import check_static_size
+from optimize.fidelity import plain_session
 from optimize.files import write_bytes, write_model
 from optimize.qdq import emit
 from optimize.qdq_lint import count_int8_convs, lint
@@ -143,8 +144,4 @@ def _exposed_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     exposed.CopyFrom(model)
     for name, (_, element_type) in _integer_tensors(model).items():
         exposed.graph.output.append(onnx.helper.make_tensor_value_info(name, element_type, None))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return plain_session(exposed)

@@ -1,0 +1,65 @@
+"""How far one ONNX network is from another, measured on images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from deploy.errors import LabError
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    relative_error: float
+    """||other - reference||_2 / ||reference||_2 over all logits."""
+    top1_agreement: float
+    """Share of the images, 0 to 1, on which both name the same class."""
+    num_images: int
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio of the logits, dB; infinite where they are equal."""
+        return -20 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
+
+
+def compare_models(
+    reference: onnx.ModelProto, other: onnx.ModelProto, batches: Iterable[npt.NDArray[Any]]
+) -> Fidelity:
+    """Run both over `batches` (float32 N x 3 x size x size), image by image, and compare their one output.
+
+    ONNX Runtime on the CPU with its optimisations off, so that a Q/DQ network computes what ONNX says and
+    not what this CPU's integer kernels do. Raises LabError when there are no images.
+    """
+    sessions = [plain_session(model) for model in (reference, other)]
+    names = [model.graph.input[0].name for model in (reference, other)]
+    difference = signal = 0.0
+    agree = count = 0
+    for batch in batches:
+        for image in batch:
+            expected, actual = (
+                session.run(None, {name: image[None]})[0].astype(np.float64)
+                for session, name in zip(sessions, names, strict=True)
+            )
+            difference += float(np.square(actual - expected).sum())
+            signal += float(np.square(expected).sum())
+            agree += int(actual.argmax() == expected.argmax())
+            count += 1
+    if count == 0:
+        raise LabError("compare: 0 images, at least 1 is needed; give it some of the training set")
+    return Fidelity((difference / (signal or 1.0)) ** 0.5, agree / count, count)
+
+
+def plain_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """On the CPU, every node as ONNX defines it: no optimisations."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
