@@ -28,7 +28,7 @@ class OrtRunner:
             raise LabError("the backend onnxruntime is not installed: pip install onnxruntime") from error
         self.backend_version = str(onnxruntime.__version__)
         self.threads = threads
-        options = _session_options(onnxruntime, threads, emulate)
+        options = session_options(onnxruntime, threads, emulate)
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         # Its exceptions (bad protobuf, unknown operator, later opset) share no base but Exception.
@@ -56,7 +56,8 @@ class OrtRunner:
         self._session = None  # frees the weights; there is nothing else to close
 
 
-def _session_options(onnxruntime: Any, threads: int, emulate: bool) -> Any:
+def session_options(onnxruntime: Any, threads: int, emulate: bool) -> Any:
+    """How the runner opens a file; `emulate` as in :func:`deploy.backends.open_runner`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # warnings about its own graph rewriting would fill the terminal

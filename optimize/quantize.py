@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from deploy.errors import LabError
 from optimize.calibrate import Method, calibrate
 from optimize.export import check_static_size
 from optimize.files import write_bytes, write_model
-from optimize.qdq import emit
+from optimize.qdq import NumberFormat, emit
 from optimize.qdq_lint import count_int8_convs, lint
 
 S8_NAME = "int8.onnx"
@@ -41,6 +41,8 @@ class QuantizeRecord:
     u8_bytes: int
     num_checked_images: int
     """Images on which every integer of the two files was compared and found equal."""
+    keep_float: tuple[str, ...]
+    """Conv and Gemm nodes that stayed in float."""
 
 
 def quantize_onnx(
@@ -49,10 +51,12 @@ def quantize_onnx(
     out_dir: Path,
     method: Method = "percentile",
     percentile: float = 99.99,
+    keep_float: Set[str] = frozenset(),
 ) -> QuantizeRecord:
     """Calibrate on `batches` (float32 N x 3 x size x size, read once) and write three files to `out_dir`.
 
-    `int8.onnx` for TensorRT, `int8-cpu.onnx` for ONNX Runtime on a CPU, `scales.json` that both came from.
+    `int8.onnx` for TensorRT, `int8-cpu.onnx` for ONNX Runtime on a CPU, `scales.json` that both came from;
+    it also holds the tensors that `keep_float` (as in `emit`) leaves in float.
     Raises LabError for a network with a dynamic size, for a mistake in calibration, and for findings of the
     linter; nothing is written then.
     """
@@ -60,8 +64,8 @@ def quantize_onnx(
     check_static_size(model)
     sample: list[npt.NDArray[Any]] = []
     scales = calibrate(fp32_path, _remember(batches, sample), method, percentile)
-    s8, u8 = emit(model, scales, "s8"), emit(model, scales, "u8")
-    findings = lint(s8)
+    s8, u8 = (emit(model, scales, form, keep_float) for form in get_args(NumberFormat))
+    findings = lint(s8, keep_float)
     if findings:
         raise LabError(
             f"quantise: {fp32_path.name} gives a network unfit for TensorRT: " + "; ".join(findings)
@@ -83,6 +87,7 @@ def quantize_onnx(
         s8_bytes=(out_dir / S8_NAME).stat().st_size,
         u8_bytes=(out_dir / U8_NAME).stat().st_size,
         num_checked_images=sum(len(batch) for batch in sample),
+        keep_float=tuple(sorted(keep_float)),
     )
 
 
@@ -99,6 +104,8 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
             "integer_mismatches: the two files quantise different tensors; emit both from one FP32"
         )
     names = list(zero_points)
+    if not names:
+        return 0
     sessions = [_exposed_session(model) for model in (s8, u8)]
     mismatches = 0
     for batch in batches:

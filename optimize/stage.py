@@ -25,7 +25,8 @@ from data.prepare import Splits
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.measure import measure_latency, percentile
-from optimize.export import INPUT_NAME, export_onnx
+from deploy.ort import session_options
+from optimize.export import export_onnx
 from optimize.shared_weights import write_shared_weights
 from train.checkpoint import Checkpoint, Progress, load_checkpoint, restore_model, save_checkpoint
 from train.codebooks import codebooks
@@ -199,17 +200,23 @@ def compare_latency(files: Sequence[Path], spec: InputSpec, config: LatencyConfi
 def time_in_turns(
     models: Sequence[str | bytes], image: npt.NDArray[np.float32], config: LatencyConfig
 ) -> list[float]:
-    """p50 in ms of each, files or their contents, on the same input in ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads
+    """p50 in ms of each, files or their contents, on the same input in ONNX Runtime, opened as a runner does.
+
+    A network that takes other numbers than float32 gets `image` as these.
+    """
+    options = session_options(onnxruntime, config.threads, emulate=False)
     sessions = [
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]) for model in models
     ]
+    feeds = [
+        {i.name: image.astype(i.type[len("tensor(") : -1].replace("float", "float32"), copy=False)}
+        for i in (session.get_inputs()[0] for session in sessions)
+    ]
     samples: list[list[float]] = [[] for _ in models]
     for _ in range(ROUNDS):
-        for session, times in zip(sessions, samples, strict=True):
+        for session, feed, times in zip(sessions, feeds, samples, strict=True):
             times += measure_latency(
-                partial(session.run, None, {INPUT_NAME: image}),
+                partial(session.run, None, feed),
                 warmup_s=0.05,
                 min_duration_s=config.seconds / ROUNDS,
                 min_count=5,
