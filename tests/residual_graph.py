@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ def residual(outlier: float = 1.0) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     constants: list[onnx.TensorProto] = []
 
-    def add(name: str, value: npt.NDArray[np.float32]) -> str:
+    def add(name: str, value: npt.NDArray[np.floating[Any]]) -> str:
         constants.append(numpy_helper.from_array(value.astype(np.float32), name))
         return name
 
