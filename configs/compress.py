@@ -205,9 +205,6 @@ class OptimizeConfig(Compression):
         return self
 
 
-Precision = Literal["fp32", "int8", "qat"]
-
-
 @dataclass(config=_CLOSED, frozen=True)
 class SpaceConfig:
     """What a search may choose from; one value fixes it."""
@@ -216,7 +213,7 @@ class SpaceConfig:
     """prune.keep; 1: the stage prune is left out."""
     energy: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     """factorise.energy; 1: the stage factorise is left out."""
-    precision: Annotated[list[Precision], Field(min_length=1)]
+    precision: Annotated[list[Literal["fp32", "int8", "qat"]], Field(min_length=1)]
     """int8: calibrated; qat: trained as its INT8 file rounds."""
 
 

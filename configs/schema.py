@@ -580,6 +580,15 @@ class CalibrationConfig:
     """Drawn from the training images, prepared as for evaluation."""
     balanced: bool
     """As many of each class as of any other, as far as they go; otherwise in the classes' shares."""
+    equalise: bool
+    """Scale the channels between two layers, so that they share the one scale of their tensor fairly."""
+    correct_biases: bool
+    """Take the mean error that quantisation adds to each channel off its bias."""
+    mixed: bool
+    """Where INT8 falls through the gate, put the layers that cost most back in float until it passes."""
+
+
+Precision = Literal["int8", "fp16", "bf16", "int8-weights"]
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -612,6 +621,8 @@ class QuantizeConfig:
     data_root: str | None
     """Where the run's images are now, if they have moved since the training."""
     seed: Seed
+    precisions: list[Precision]
+    """Of each network besides fp32. int8-weights: 8 bits in the file, float arithmetic."""
     calibration: CalibrationConfig
     gate: GateConfig
     bench: BenchConfig

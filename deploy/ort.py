@@ -57,7 +57,7 @@ class OrtRunner:
 
 
 def session_options(onnxruntime: Any, threads: int, emulate: bool) -> Any:
-    """An onnxruntime.SessionOptions for right numbers; `emulate`: each operator as ONNX defines it."""
+    """How the runner opens a file; `emulate` as in :func:`deploy.backends.open_runner`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # warnings about its own graph rewriting would fill the terminal

@@ -6,7 +6,7 @@ its empirical form: the error is measured on images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,13 @@ class BiasCorrectionRecord:
 
 
 def correct_biases(
-    fp32: onnx.ModelProto, scales: Scales, batches: Iterable[npt.NDArray[Any]]
+    fp32: onnx.ModelProto,
+    scales: Scales,
+    batches: Iterable[npt.NDArray[Any]],
+    keep_float: Set[str] = frozenset(),
 ) -> tuple[onnx.ModelProto, BiasCorrectionRecord]:
-    """A copy of `fp32` whose biases make up for quantisation: `emit` it with the same `scales`.
+    """A copy of `fp32` whose biases make up for quantisation: `emit` it with the same `scales` and
+    `keep_float`.
 
     For each Conv and Gemm with a constant weight, in the graph's order: the mean over images and pixels of
     float minus quantised output, channel by channel, is added to the bias, and the layers behind see it. The
@@ -57,7 +61,7 @@ def correct_biases(
     images = [image[None] for batch in batches for image in batch]
     if not images:
         raise LabError("bias correction: 0 images, at least 1 is needed and 64 are usual")
-    quantised = emit(fp32, scales, "s8")
+    quantised = emit(fp32, scales, "s8", keep_float)
     result = onnx.ModelProto()
     result.CopyFrom(fp32)
     index = GraphIndex(result.graph)
@@ -78,7 +82,7 @@ def correct_biases(
         shift = error.astype(np.float32).reshape(-1, *[1] * (expected[0].ndim - 2))
         int8_walk.values[name] = [value + shift for value in actual]
     before = compare_models(fp32, quantised, images)
-    after = compare_models(fp32, emit(result, scales, "s8"), images)
+    after = compare_models(fp32, emit(result, scales, "s8", keep_float), images)
     return result, BiasCorrectionRecord(len(images), len(layers), num_new, largest, before, after)
 
 

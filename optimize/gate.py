@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from configs.schema import GateConfig
 from deploy.bundle import Variant
 from deploy.errors import LabError
-from deploy.results import Measurement
 from optimize.variants import Made
 
 
 def judge(
-    made: Sequence[Made], measurements: Sequence[Measurement], gate: GateConfig
+    made: Sequence[Made], top1: Mapping[str, float], num_images: int, gate: GateConfig
 ) -> tuple[list[Variant], list[str]]:
     """The variants that are shipped, with their accuracy among their metrics, and a line for each that falls
     through the gate.
 
-    The first one is what the others are held against; it always leaves. A form that was not measured has the
-    accuracy of the form with the same integers. Raises LabError where an accuracy is missing.
+    `top1`: shares of `num_images`, by the variant's name. The first variant is what the others are held
+    against; it always leaves. A form without a figure has that of the form with the same integers. Raises
+    LabError where an accuracy is missing.
     """
-    top1 = {m.variant: m.accuracy.top1 for m in measurements}
-    counts = {m.variant: m.accuracy.num_images for m in measurements}
     reference = made[0].variant.name
     shipped, marks = [], []
     for one in made:
@@ -34,7 +32,7 @@ def judge(
         passed = one.variant.name == reference or round(drop, 6) <= gate.max_drop
         found = {
             "top1": accuracy,
-            "num_images": counts[one.same_as],
+            "num_images": num_images,
             "gate": {"max_drop": gate.max_drop, "drop": drop, "passed": passed},
         }
         if passed or gate.ship_failed:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,26 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from configs.schema import CalibrationConfig, DataConfig, LoaderConfig
-from data.calibration import choose_images, image_batches
+from configs.compress import LatencyConfig
+from configs.schema import CalibrationConfig, DataConfig, GateConfig, LoaderConfig
+from data.calibration import choose_images, image_batches, labelled_batches
 from data.index import Index
 from data.prepare import Splits
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from optimize.calibrate import Scales
 from optimize.export import export_onnx
 from optimize.qat_scales import trained_scales
 from optimize.quantize import QuantizeRecord, quantize_onnx
+from optimize.sensitivity import MixedPlan, plan_mixed
 from optimize.stage import Context
 from train.checkpoint import NAME, load_checkpoint, restore_model
 from train.structure import Structure
+
+NUM_RANKED = 64
+"""Calibration images on which the cost of each layer is measured."""
+NUM_GATED = 1024
+"""Validation images on which a mixture of INT8 and float has to pass the gate."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,11 @@ class Images:
 
     def batches(self, images: Index) -> Iterator[npt.NDArray[np.float32]]:
         return image_batches(images, self.spec, self.loader, self.data)
+
+    def labelled(self, images: Index) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """All of them, in memory."""
+        batches = labelled_batches(images, self.spec, self.loader, self.data)
+        return [(found.numpy(), labels.numpy()) for found, labels in batches]
 
 
 def calibration_images(train: Index, config: CalibrationConfig, seed: int) -> Index:
@@ -56,16 +70,39 @@ def make_int8(
     structure: Structure,
     images: Images,
     config: CalibrationConfig,
+    gate: GateConfig,
     seed: int,
     out: Path,
-) -> QuantizeRecord:
+) -> tuple[QuantizeRecord, MixedPlan | None]:
     """The files of `quantize_onnx` in `out`, of the network whose float file is `fp32`.
 
-    Where it has fake quantisers, their scales stand in the place of calibration. Raises LabError.
+    Where it has fake quantisers, their scales stand in the place of calibration, and nothing is equalised or
+    corrected: it was trained as it is. Raises LabError.
     """
     chosen = calibration_images(images.splits.train, config, seed)
     scales = trained_scales(model, structure, fp32, next(images.batches(chosen))[:2])
-    return quantize_onnx(fp32, images.batches(chosen), out, config.method, config.percentile, scales)
+    plan: MixedPlan | None = None
+
+    def keep_float(source: Path, found: Scales) -> Set[str]:
+        nonlocal plan
+        ranked = images.labelled(choose_images(chosen, NUM_RANKED, seed))
+        gated = images.labelled(choose_images(images.splits.val, NUM_GATED, seed))
+        plan = plan_mixed(source, found, ranked, gated, gate.max_drop, LatencyConfig(1, 0.1))
+        return frozenset(plan.keep_float)
+
+    trained = scales is not None
+    record = quantize_onnx(
+        fp32,
+        images.batches(chosen),
+        out,
+        config.method,
+        config.percentile,
+        scales=scales,
+        equalise=config.equalise and not trained,
+        correct=config.correct_biases and not trained,
+        keep_float=keep_float if config.mixed else None,
+    )
+    return record, plan
 
 
 def quantize_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
@@ -76,6 +113,16 @@ def quantize_stage(source: Path, folder: Path, context: Context) -> dict[str, An
     export_onnx(model, context.spec, fp32)
     images = Images(context.spec, context.data, context.loader, context.splits)
     config = context.config
-    record = make_int8(fp32, model, checkpoint.structure, images, config.calibration, config.seed, folder)
+    record, plan = make_int8(
+        fp32, model, checkpoint.structure, images, config.calibration, config.gate, config.seed, folder
+    )
     shutil.copyfile(source, folder / NAME)
-    return asdict(record)
+    return asdict(record) | ({"mixed": plan_record(plan)} if plan else {})
+
+
+def plan_record(plan: MixedPlan) -> dict[str, Any]:
+    """Without the infinities that JSON does not know: a layer that changes nothing has an SNR of None."""
+    found = asdict(plan)
+    for layer in found["order"]:
+        layer["snr_db"] = layer["snr_db"] if math.isfinite(layer["snr_db"]) else None
+    return found

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from configs.schema import BenchConfig, GateConfig
 from data.calibration import choose_images
 from data.index import Index
@@ -15,11 +17,14 @@ from deploy.bench import bench
 from deploy.bundle import Bundle
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from deploy.preprocess import load_image, preprocess
 from deploy.results import Measurement, append_measurements
 from deploy.verify import verify
-from optimize.bundle import build_bundle
+from optimize.bundle import build_bundle, logits_of
 from optimize.gate import judge
 from optimize.variants import Made
+
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
         name=how.name,
         spec=how.spec,
         models={one.variant.name: one.model for one in made},
+        answers={one.variant.name: one.answers for one in made if one.answers},
         samples=choose_images(how.val, how.num_samples, how.seed),
         commands=[how.command],
     )
@@ -73,9 +79,21 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
             seconds=how.bench.seconds,
             images=[(Path(path), int(label)) for path, label in labels],
         )
-    shipped, marks = judge(made, measurements, how.gate)
+    top1 = {m.variant: m.accuracy.top1 for m in measurements if m.accuracy.top1 is not None}
+    top1 |= {one.variant.name: top1_of(one.answers, how) for one in made if one.answers}
+    shipped, marks = judge(made, top1, len(how.val), how.gate)
     bundle = build(out / "bundle", variants=shipped)
     results = out / "results.jsonl"
     results.unlink(missing_ok=True)
     append_measurements(results, measurements)
     return Packed(bundle, measurements, marks)
+
+
+def top1_of(model: Path, how: Packing) -> float:
+    """Of a float32 file on all validation images."""
+    found = 0
+    for start in range(0, len(how.val), _BATCH):
+        paths = how.val.paths[start : start + _BATCH]
+        logits = logits_of(model, np.stack([preprocess(load_image(Path(p)), how.spec) for p in paths]))
+        found += int((logits.argmax(1) == how.val.labels[start : start + _BATCH]).sum())
+    return found / len(how.val)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,13 +13,18 @@ from onnx import helper, numpy_helper
 
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Scales
-from optimize.placement import GraphIndex, QuantisedTensor, quantised_tensors
+from optimize.placement import Placement, QuantisedTensor
 
 NumberFormat = Literal["s8", "u8"]
 BIAS_LIMIT = 2.0**30
 
 
-def emit(model: onnx.ModelProto, scales: Scales, number_format: NumberFormat) -> onnx.ModelProto:
+def emit(
+    model: onnx.ModelProto,
+    scales: Scales,
+    number_format: NumberFormat,
+    keep_float: Set[str] = frozenset(),
+) -> onnx.ModelProto:
     """A copy of the float `model` with QuantizeLinear/DequantizeLinear, its weights stored as int8.
 
     Activation T becomes the integer tensor `T_q` and the float `T_dq`, which all consumers read; weight W
@@ -31,19 +37,24 @@ def emit(model: onnx.ModelProto, scales: Scales, number_format: NumberFormat) ->
       negative and 128 elsewhere, with the ReLU folded into the quantiser; the bias as int32 `B_q`, for
       ONNX Runtime 1.20 leaves a convolution with a float one in float.
 
+    Conv and Gemm nodes named in `keep_float` keep their float weights; what that means for the tensors
+    around them is said in `optimize/placement.py`. All of them: the float network itself.
+
     The two agree bit for bit, T_q(u8) - zero-point == T_q(s8), on any input.
-    Raises LabError where `scales` lacks a tensor, as it does when it belongs to another network.
+    Raises LabError where `scales` lacks a tensor, as it does when it belongs to another network, and for an
+    unknown name in `keep_float`.
     """
     if number_format not in get_args(NumberFormat):
         raise LabError(f"emit: number format {number_format!r} must be one of {get_args(NumberFormat)}")
-    tensors = quantised_tensors(model)
+    placement = Placement(model, keep_float)
+    tensors = placement.tensors
     missing = [t.name for t in tensors if t.name not in scales.tensors]
     if missing:
         raise LabError(
             f"emit: the scales lack {len(missing)} of {len(tensors)} tensors, e.g. {missing[0]!r}; "
             "they belong to another network, calibrate this one"
         )
-    return _Emitter(model, scales, number_format == "u8").run(tensors)
+    return _Emitter(model, scales, number_format == "u8", placement).run(tensors)
 
 
 def weight_scales(
@@ -68,11 +79,12 @@ def output_axis(node: onnx.NodeProto) -> int:
 
 
 class _Emitter:
-    def __init__(self, model: onnx.ModelProto, scales: Scales, unsigned: bool) -> None:
+    def __init__(self, model: onnx.ModelProto, scales: Scales, unsigned: bool, placement: Placement) -> None:
         self.source = model
         self.scales = scales
         self.unsigned = unsigned
-        self.index = GraphIndex(model.graph)
+        self.placement = placement
+        self.index = placement.index
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
         self.renamed: dict[str, str] = {}
@@ -100,11 +112,18 @@ class _Emitter:
             limits = self.index.clip_range(node)
             if limits is None or limits[0] != 0:
                 continue
-            readers = self.index.consumers.get(node.output[0], [])
+            readers = self._readers(node.output[0])
             pooled = readers and all(r.op_type == "MaxPool" and r.output[0] in quantised for r in readers)
+            # A float layer that reads the tensor before its Q needs the ReLU as a node.
+            behind = [node.output[0], *(r.output[0] for r in readers if pooled)]
+            if any(self.placement.reads_before(r, name) for name in behind for r in self._readers(name)):
+                continue
             if node.output[0] in quantised or pooled:
                 folded[node.output[0]] = limits[1]
         return folded
+
+    def _readers(self, name: str) -> list[onnx.NodeProto]:
+        return self.index.consumers.get(name, [])
 
     def _upper(self, name: str) -> float:
         """The largest value that `name` can have by its Clip, also through MaxPools."""
@@ -154,12 +173,15 @@ class _Emitter:
     def _copy(self, original: onnx.NodeProto) -> None:
         node = onnx.NodeProto()
         node.CopyFrom(original)
-        if self.index.weight(original) is not None:
+        kept = original.name in self.placement.keep_float
+        if self.index.weight(original) is not None and not kept:
             self._quantise_parameters(original)
         del node.input[:]
-        node.input.extend(self._read(name) for name in original.input)
         for name in original.input:
-            if name in self.index.constants and name not in self.renamed and name not in self.initialisers:
+            constant = name in self.index.constants
+            as_it_is = (kept and constant) or self.placement.reads_before(original, name)
+            node.input.append(name if as_it_is else self._read(name))
+            if constant and node.input[-1] == name and name not in self.initialisers:
                 self.initialisers[name] = self.index.constants[name]
         self.nodes.append(node)
 

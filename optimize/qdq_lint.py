@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from optimize.qdq import output_axis
 AGAIN = "quantise the FP32 file again"
 
 
-def lint(model: onnx.ModelProto) -> list[str]:
+def lint(model: onnx.ModelProto, keep_float: Set[str] = frozenset()) -> list[str]:
     """Findings, each with node, value and remedy, on a network in the `s8` form; empty when it is clean.
 
     TensorRT's parser refuses some of these (zero-point, int32 bias); others it takes, and runs the layer in
-    float without a word (an add or a convolution with a float input, a Q/DQ before a ReLU).
+    float without a word (an add or a convolution with a float input, a Q/DQ before a ReLU). Nodes named in
+    `keep_float` are to be in float, and so are the adds of what they make.
     """
     index = GraphIndex(model.graph)
     findings = []
@@ -32,10 +34,12 @@ def lint(model: onnx.ModelProto) -> list[str]:
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             findings += _lint_qdq(node, index)
+        elif node.name in keep_float:
+            findings += _lint_kept(node, index)
         elif node.op_type in WEIGHTED:
             findings += _lint_weighted(node, index)
         elif index.is_residual_add(node):
-            findings += _lint_add(node, index)
+            findings += _lint_add(node, index, keep_float)
         elif index.clip_range(node) is not None:
             findings += _lint_activation(node, index)
     return findings
@@ -102,8 +106,17 @@ def _lint_weighted(node: onnx.NodeProto, index: GraphIndex) -> list[str]:
     return findings
 
 
-def _lint_add(node: onnx.NodeProto, index: GraphIndex) -> list[str]:
-    """One input may be a convolution's float output, which TensorRT adds in its accumulator; no more."""
+def _lint_kept(node: onnx.NodeProto, index: GraphIndex) -> list[str]:
+    if all(name in index.constants for name in node.input[1:]):
+        return []
+    return [f"{node.name} ({node.op_type}): stays in float, but its weight or bias is dequantised; {AGAIN}"]
+
+
+def _lint_add(node: onnx.NodeProto, index: GraphIndex, keep_float: Set[str]) -> list[str]:
+    """One input may be a convolution's float output, which TensorRT adds in its accumulator; no more, but
+    where that convolution is float itself, which makes the add a float one."""
+    if any(name in index.producer and index.producer[name].name in keep_float for name in node.input):
+        return []
     floats = [name for name in node.input if _dequantise(name, index) is None]
     producers = [index.producer.get(name) for name in floats]
     if not floats or (len(floats) == 1 and producers[0] is not None and producers[0].op_type == "Conv"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,13 @@ import onnxruntime
 from onnx import numpy_helper
 
 from deploy.errors import LabError
+from optimize.bias_correction import BiasCorrectionRecord, correct_biases
 from optimize.calibrate import Method, Scales, calibrate
+from optimize.equalize import EqualizeRecord, equalize
 from optimize.export import check_static_size
 from optimize.fidelity import plain_session
 from optimize.files import write_bytes, write_model
-from optimize.qdq import emit
+from optimize.qdq import NumberFormat, emit
 from optimize.qdq_lint import count_int8_convs, lint
 
 S8_NAME = "int8.onnx"
@@ -26,6 +30,12 @@ U8_NAME = "int8-cpu.onnx"
 SCALES_NAME = "scales.json"
 # Each costs two passes without any optimisation, 0.5 s for ResNet-50 at 224 px.
 CHECKED_IMAGES = 4
+CORRECTED_ON = 64
+"""Images for bias correction: enough for a mean, and all of them are held layer by layer."""
+MIN_AGREEMENT = 0.98
+"""Share of the images on which an equalised float network must name the same class as before."""
+KeepFloat = Callable[[Path, Scales], Set[str]]
+"""Float file and scales to the Conv and Gemm nodes that stay in float."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,10 @@ class QuantizeRecord:
     u8_bytes: int
     num_checked_images: int
     """Images on which every integer of the two files was compared and found equal."""
+    keep_float: tuple[str, ...]
+    """Conv and Gemm nodes that stayed in float."""
+    equalisation: EqualizeRecord | None
+    bias_correction: BiasCorrectionRecord | None
 
 
 def quantize_onnx(
@@ -50,28 +64,42 @@ def quantize_onnx(
     out_dir: Path,
     method: Method = "percentile",
     percentile: float = 99.99,
+    *,
     scales: Scales | None = None,
+    equalise: bool = False,
+    correct: bool = False,
+    keep_float: KeepFloat | None = None,
 ) -> QuantizeRecord:
-    """Calibrate on `batches` (float32 N x 3 x size x size, read once) and write three files to `out_dir`.
+    """Calibrate on `batches` (float32 N x 3 x size x size, all held in memory) and write three files to
+    `out_dir`: `int8.onnx` for TensorRT, `int8-cpu.onnx` for ONNX Runtime on a CPU, `scales.json` that both
+    came from; it also holds the tensors that `keep_float` leaves in float.
 
-    `scales`, those of quantisation-aware training, stand in the place of calibration.
-    `int8.onnx` for TensorRT, `int8-cpu.onnx` for ONNX Runtime on a CPU, `scales.json` that both came from.
+    `scales`, those of quantisation-aware training, stand in the place of calibration. `equalise` and
+    `correct`: see `optimize.equalize` and `optimize.bias_correction`; the first before, the second after it.
     Raises LabError for a network with a dynamic size, for a mistake in calibration, and for findings of the
     linter; nothing is written then.
     """
+    images = list(batches)
     model = onnx.load(fp32_path)
     check_static_size(model)
-    sample: list[npt.NDArray[Any]] = []
-    if scales is None:
-        scales = calibrate(fp32_path, _remember(batches, sample), method, percentile)
-    else:
-        next(iter(_remember(batches, sample)))
-    s8, u8 = emit(model, scales, "s8"), emit(model, scales, "u8")
-    findings = lint(s8)
+    equalised = corrected = None
+    with tempfile.TemporaryDirectory() as work:
+        source = fp32_path
+        if equalise:
+            model, equalised = equalize(model, images, MIN_AGREEMENT)
+            source = Path(work, "equalised.onnx")
+            write_model(model, source)
+        scales = scales or calibrate(source, images, method, percentile)
+        kept = keep_float(source, scales) if keep_float else frozenset()
+    if correct:
+        model, corrected = correct_biases(model, scales, _first(images, CORRECTED_ON), kept)
+    s8, u8 = (emit(model, scales, form, kept) for form in get_args(NumberFormat))
+    findings = lint(s8, kept)
     if findings:
         raise LabError(
             f"quantise: {fp32_path.name} gives a network unfit for TensorRT: " + "; ".join(findings)
         )
+    sample = _first(images, CHECKED_IMAGES)
     mismatches = integer_mismatches(s8, u8, sample)
     if mismatches:
         raise RuntimeError(f"{mismatches} integers differ between the two forms of {fp32_path.name}")
@@ -89,6 +117,9 @@ def quantize_onnx(
         s8_bytes=(out_dir / S8_NAME).stat().st_size,
         u8_bytes=(out_dir / U8_NAME).stat().st_size,
         num_checked_images=sum(len(batch) for batch in sample),
+        keep_float=tuple(sorted(kept)),
+        equalisation=equalised,
+        bias_correction=corrected,
     )
 
 
@@ -105,6 +136,8 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
             "integer_mismatches: the two files quantise different tensors; emit both from one FP32"
         )
     names = list(zero_points)
+    if not names:
+        return 0
     sessions = [_exposed_session(model) for model in (s8, u8)]
     mismatches = 0
     for batch in batches:
@@ -116,14 +149,9 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
     return mismatches
 
 
-def _remember(
-    batches: Iterable[npt.NDArray[Any]], sample: list[npt.NDArray[Any]]
-) -> Iterator[npt.NDArray[Any]]:
-    """Hand on `batches`, and keep the first images: a generator cannot be read twice."""
-    for batch in batches:
-        if not sample:
-            sample.append(batch[:CHECKED_IMAGES])
-        yield batch
+def _first(batches: Sequence[npt.NDArray[Any]], count: int) -> list[npt.NDArray[Any]]:
+    """The first images, one a batch."""
+    return [image[None] for image in itertools.islice(itertools.chain.from_iterable(batches), count)]
 
 
 def _integer_tensors(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:

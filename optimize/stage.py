@@ -36,6 +36,7 @@ from train.model import count_parameters
 from train.structure import Structure, plain
 
 SHARED = "weights.shared"
+_NUMPY = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
 ROUNDS = 5
 """Turns of the networks whose latency is compared."""
 
@@ -220,13 +221,18 @@ def compare_latency(files: Sequence[Path], spec: InputSpec, config: LatencyConfi
 def time_in_turns(
     models: Sequence[str | bytes], image: npt.NDArray[np.float32], config: LatencyConfig
 ) -> list[float]:
-    """p50 in ms of each, files or their contents, on the same input in ONNX Runtime."""
+    """p50 in ms of each, files or their contents, on the same input in ONNX Runtime, opened as a runner does.
+
+    A network that takes other numbers than float32 gets `image` as these.
+    """
     sessions = [open_session(model, config.threads) for model in models]
+    inputs = [session.get_inputs()[0] for session in sessions]
+    feeds = [{i.name: image.astype(_NUMPY[i.type], copy=False)} for i in inputs]
     samples: list[list[float]] = [[] for _ in models]
     for _ in range(ROUNDS):
-        for session, times in zip(sessions, samples, strict=True):
+        for session, feed, times in zip(sessions, feeds, samples, strict=True):
             times += measure_latency(
-                partial(session.run, None, {INPUT_NAME: image}),
+                partial(session.run, None, feed),
                 warmup_s=0.05,
                 min_duration_s=config.seconds / ROUNDS,
                 min_count=5,

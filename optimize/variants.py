@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from configs.schema import CalibrationConfig
+import onnx
+
+from configs.schema import QuantizeConfig
 from data.calibration import choose_images
 from deploy.bundle import Variant, file_sha256
 from deploy.errors import LabError
 from optimize.export import compare_onnx, export_onnx
-from optimize.int8 import Images, make_int8
+from optimize.files import write_model
+from optimize.int8 import Images, make_int8, plan_record
+from optimize.precision import emulated, to_bf16, to_fp16, weight_only
 from optimize.quantize import S8_NAME, U8_NAME
+from optimize.sensitivity import format_plan
 from train.checkpoint import load_checkpoint, restore_model
 from train.model import count_parameters
 from train.structure import Structure, find_change, plain
@@ -25,6 +31,8 @@ _WORDS = {
     "fake_quant": "qat",
 }
 _NUM_CHECKED = 256
+_WRITERS = {"fp16": to_fp16, "bf16": to_bf16, "int8-weights": weight_only}
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Made:
     model: Path
     same_as: str
     """The variant whose accuracy is its own: itself, or the other form of the same integers."""
+    answers: Path | None = None
+    """A file that computes what a device should answer, where ONNX Runtime cannot do so with `model`."""
 
 
 def label_of(structure: Structure) -> str:
@@ -53,18 +63,12 @@ def distinct(labels: Sequence[str]) -> list[str]:
 
 
 def make_variants(
-    path: Path,
-    label: str,
-    images: Images,
-    calibration: CalibrationConfig,
-    seed: int,
-    work: Path,
-    say: Callable[[str], None],
+    path: Path, label: str, images: Images, config: QuantizeConfig, work: Path, say: Say
 ) -> list[Made]:
     """The variants of the checkpoint at `path`, their names beginning with `label`, their files in `work`.
 
-    Its INT8 files stand there with `scales.json`. A network of quantisation-aware training has no float
-    variant: it was fitted to its INT8 file. Raises LabError.
+    INT8 files stand there with `scales.json`. A network of quantisation-aware training has INT8 variants
+    alone: it was fitted to these. Raises LabError.
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.input_spec != images.spec:
@@ -76,17 +80,12 @@ def make_variants(
     work.mkdir(parents=True, exist_ok=True)
     fp32 = work / "fp32.onnx"
     export_onnx(model, images.spec, fp32)
-    exported = compare_onnx(model, fp32, images.batches(choose_images(images.splits.val, _NUM_CHECKED, seed)))
-    name = f"{label}: " if label else ""
+    checked = choose_images(images.splits.val, _NUM_CHECKED, config.seed)
+    exported = compare_onnx(model, fp32, images.batches(checked))
+    before = f"{label}: " if label else ""
     say(
-        f"{name}exported: relative error {exported.relative_error:.1e} to torch, same class on "
+        f"{before}exported: relative error {exported.relative_error:.1e} to torch, same class on "
         f"{exported.top1_agreement:.2%} of {exported.num_images} images"
-    )
-    made = make_int8(fp32, model, checkpoint.structure, images, calibration, seed, work)
-    say(
-        f"{name}quantised: {made.num_int8_convs} of {made.num_convs} convolutions in INT8, "
-        f"{made.method} over {made.num_images} training images; the TensorRT and the CPU form "
-        f"agree in every integer on {made.num_checked_images} images"
     )
     source = {
         "checkpoint_sha256": file_sha256(path),
@@ -94,16 +93,67 @@ def make_variants(
         "step": checkpoint.progress.step,
         "structure": checkpoint.structure,
     }
-    to_int8 = {**source, "calibration": asdict(calibration)}
-    count = count_parameters(plain(model))
+    plain_variant = Variant(
+        name=f"{label}-fp32" if label else "fp32",
+        file="",
+        precision="fp32",
+        backend="onnxruntime",
+        num_parameters=count_parameters(plain(model)),
+        source=source,
+        metrics={"export": asdict(exported)},
+    )
 
-    def named(form: str) -> str:
-        return f"{label}-{form}" if label else form
+    def variant(form: str, backend: str, metrics: dict[str, Any], **more: Any) -> Variant:
+        name = f"{label}-{form}" if label else form
+        precision = form.removesuffix("-cpu")
+        return replace(
+            plain_variant,
+            name=name,
+            precision=precision,
+            backend=backend,
+            source=source | more,
+            metrics=metrics,
+        )
 
-    float32 = Variant(named("fp32"), "", "fp32", "onnxruntime", count, source, {"export": asdict(exported)})
-    cpu = Variant(named("int8-cpu"), "", "int8", "onnxruntime", count, to_int8, asdict(made))
-    tensorrt = replace(cpu, name=named("int8"), backend="tensorrt")
-    variants = [Made(cpu, work / U8_NAME, cpu.name), Made(tensorrt, work / S8_NAME, cpu.name)]
-    if find_change(checkpoint.structure, "fake_quant") is None:
-        variants.insert(0, Made(float32, fp32, float32.name))
-    return variants
+    trained = find_change(checkpoint.structure, "fake_quant") is not None
+    made = [] if trained else [Made(plain_variant, fp32, plain_variant.name)]
+    for precision in ["int8"] if trained else config.precisions:
+        if precision != "int8":
+            file, record = work / f"{precision}.onnx", _WRITERS[precision]
+            found = record(fp32, file, images.batches(checked))
+            say(
+                f"{before}{precision}: {found.bytes / found.fp32_bytes:.2f} of the bytes, "
+                f"same class on {found.top1_agreement:.2%} of {found.num_images} images"
+            )
+            made.append(_half_or_weights(variant, precision, asdict(found), file))
+            continue
+        quantised, plan = make_int8(
+            fp32, model, checkpoint.structure, images, config.calibration, config.gate, config.seed, work
+        )
+        say(
+            f"{before}quantised: {quantised.num_int8_convs} of {quantised.num_convs} convolutions in INT8, "
+            f"{quantised.method} over {quantised.num_images} training images; the TensorRT and the CPU form "
+            f"agree in every integer on {quantised.num_checked_images} images"
+        )
+        if plan is not None:
+            say(format_plan(plan))
+        metrics = asdict(quantised) | ({"mixed": plan_record(plan)} if plan else {})
+        settings = asdict(config.calibration)
+        cpu = variant("int8-cpu", "onnxruntime", metrics, calibration=settings)
+        tensorrt = variant("int8", "tensorrt", metrics, calibration=settings)
+        made += [Made(cpu, work / U8_NAME, cpu.name), Made(tensorrt, work / S8_NAME, cpu.name)]
+    return made
+
+
+def _half_or_weights(
+    variant: Callable[..., Variant], precision: str, metrics: dict[str, Any], file: Path
+) -> Made:
+    """FP16 and BF16 are for TensorRT: ONNX Runtime on a CPU computes the one in float32 and refuses the
+    other, so what to expect of a device comes from a float32 network with their roundings."""
+    if precision == "int8-weights":
+        weights = variant(precision, "onnxruntime", metrics)
+        return Made(weights, file, weights.name)
+    half = variant(precision, "tensorrt", metrics)
+    answers = file.with_suffix(".emulated.onnx")
+    write_model(emulated(onnx.load(file)), answers)
+    return Made(half, file, half.name, answers)

@@ -44,9 +44,7 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
         made = [
             one
             for number, (source, label) in enumerate(zip([path, *compressed], labels, strict=True))
-            for one in make_variants(
-                source, label, images, config.calibration, config.seed, work / str(number), say
-            )
+            for one in make_variants(source, label, images, config, work / str(number), say)
         ]
         how = Packing(
             name=facts.config.name,
@@ -59,7 +57,8 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
             command=shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *overrides]),
         )
         packed = pack(made, how, out, say)
-        shutil.copyfile(work / "0" / SCALES_NAME, out / SCALES_NAME)
+        if "int8" in config.precisions:
+            shutil.copyfile(work / "0" / SCALES_NAME, out / SCALES_NAME)
     report = write_report([out])
     table = "\n".join([format_table(packed.measurements), *packed.marks])
     print(f"\n{table}\n\nbundle: {packed.bundle.root}\nreport: {report}")

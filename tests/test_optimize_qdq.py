@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from deploy.errors import LabError
-from optimize.calibrate import Scales
+from optimize.calibrate import Scales, calibrate
 from optimize.placement import quantised_tensors
 from optimize.qdq import NumberFormat, emit
+from optimize.qdq_lint import count_int8_convs, lint
 from optimize.quantize import integer_mismatches
+from tests import residual_graph
 from tests.test_optimize_support import calibrated, images, load
 
 NETWORKS = ("resnet18", "mobilenet")
@@ -210,3 +214,100 @@ def test_shared_weight_is_refused() -> None:
     convs[2].input[1] = convs[1].input[1]
     with pytest.raises(LabError, match="used twice"):
         emit(model, calibrated("resnet18"), "s8")
+
+
+def mixed(keep: set[str], number_format: NumberFormat) -> onnx.ModelProto:
+    return emit(residual_graph.residual(), residual_scales(), number_format, keep)
+
+
+@cache
+def residual_scales() -> Scales:
+    with tempfile.TemporaryDirectory() as folder:
+        path = residual_graph.saved(residual_graph.residual(), Path(folder))
+        return calibrate(path, [residual_graph.images(0, 16)], "max")
+
+
+def reads(model: onnx.ModelProto, node_name: str) -> list[str]:
+    """What a node reads: `dq` for a DequantizeLinear, else the tensor's name."""
+    producer = {output: node for node in model.graph.node for output in node.output}
+    node = next(node for node in model.graph.node if node.name == node_name)
+    dequantised = [i in producer and producer[i].op_type == "DequantizeLinear" for i in node.input]
+    return ["dq" if yes else name for yes, name in zip(dequantised, node.input, strict=True)]
+
+
+SUBSETS = [{name} for name in residual_graph.LAYERS]
+SUBSETS += [set(residual_graph.LAYERS) - {name} for name in residual_graph.LAYERS]
+SUBSETS += [{"a1", "a2"}, {"b2", "skip"}, {"a2", "b1", "head"}, {"stem", "a1"}]
+
+
+@pytest.mark.parametrize("keep", SUBSETS, ids=lambda keep: "-".join(sorted(keep)))
+def test_mixed_networks_agree_in_every_integer(keep: set[str]) -> None:
+    s8, u8 = mixed(keep, "s8"), mixed(keep, "u8")
+    for model in (s8, u8):
+        onnx.checker.check_model(model, full_check=True)
+    assert integer_mismatches(s8, u8, [3 * residual_graph.images(5, 4)]) == 0
+    assert lint(s8, keep) == []
+    assert count_int8_convs(s8) == count_int8_convs(u8) == (6 - len(keep - {"head"}), 6)
+    sources = {i.name: i for i in residual_graph.residual().graph.initializer}
+    stored = {i.name: i for i in s8.graph.initializer}
+    for name in residual_graph.LAYERS:
+        assert (stored.get(f"{name}.weight") == sources[f"{name}.weight"]) == (name in keep)
+        assert (stored.get(f"{name}.bias") == sources[f"{name}.bias"]) or name not in keep
+        assert reads(s8, name)[1] == (f"{name}.weight" if name in keep else "dq")
+        assert reads(s8, name)[0] == "dq" or name in keep
+
+
+def test_all_in_float_is_the_float_network() -> None:
+    model = mixed(set(residual_graph.LAYERS), "u8")
+    assert model.graph.node == residual_graph.residual().graph.node
+    assert integer_mismatches(model, model, [residual_graph.images(0, 1)]) == 0
+
+
+def test_what_float_layers_read() -> None:
+    """Each line is a sentence of `optimize/placement.py`."""
+    # Alone in float: its own input has no other reader, and the sum is in its kernel; the skip is rounded.
+    model = mixed({"a2"}, "s8")
+    assert reads(model, "a2")[0] == "r1"
+    assert reads(model, "add_a") == ["a2_out", "dq"]
+    # What an integer layer makes for integer readers too is read rounded; what an Add makes, before its Q.
+    assert reads(mixed({"a1"}, "s8"), "a1")[0] == "dq"
+    assert reads(mixed({"b1"}, "s8"), "b1")[0] == "r2"
+    assert reads(mixed({"stem", "a1"}, "s8"), "a1")[0] == "r0"
+    assert reads(mixed({"stem"}, "s8"), "stem")[0] == "image"
+    # A float sum still has the other branch in integers, unless that is in float too.
+    assert reads(mixed({"b2"}, "s8"), "add_b") == ["b2_out", "dq"]
+    assert reads(mixed({"b2", "skip"}, "s8"), "add_b") == ["b2_out", "skip_out"]
+    assert reads(mixed({"b2", "skip"}, "s8"), "pool") == ["r4"]
+    assert reads(mixed({"b1"}, "s8"), "pool") == ["dq"]
+
+
+def test_the_layers_around_a_float_one_keep_their_integer_kernels(tmp_path: Path) -> None:
+    path = tmp_path / "optimised.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(mixed({"b1"}, "u8").SerializeToString(), options)
+    ops = collections.Counter(node.op_type for node in onnx.load(path).graph.node)
+    # r2, which b1 reads in float, costs the addition before it its kernel and no convolution.
+    assert (ops["QLinearConv"], ops["QLinearAdd"]) == (5, 1)
+
+
+def test_unknown_names_in_keep_float_are_refused() -> None:
+    for name in ("a9", "add_a"):
+        with pytest.raises(LabError, match=f"no Conv or Gemm '{name}'; its 7 are 'stem'|stem, a1"):
+            mixed({"a1", name}, "s8")
+
+
+def test_lint_finds_a_layer_that_should_be_in_float() -> None:
+    findings = lint(mixed({"a2"}, "s8"), {"a2", "b1"})
+    assert any("b1 (Conv): stays in float" in text for text in findings)
+    assert any("a2 (Conv): input 'r1' is float" in text for text in lint(mixed({"a2"}, "s8")))
+
+
+def test_mobilenet_in_a_mixture() -> None:
+    source = load("mobilenet")
+    convs = [node.name for node in source.graph.node if node.op_type == "Conv"]
+    keep = {convs[1], convs[5], convs[6], convs[-1]}
+    s8, u8 = (emit(source, calibrated("mobilenet"), form, keep) for form in ("s8", "u8"))
+    assert integer_mismatches(s8, u8, [images(8, 2, gain=3.0)]) == 0
+    assert lint(s8, keep) == []
+    assert count_int8_convs(s8) == (12, 16)

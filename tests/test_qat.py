@@ -37,7 +37,7 @@ from train.masks import set_masks
 from train.model import build_model, in_sequence, residual_blocks, stages
 from train.structure import Change, apply_change, plain
 
-CALIBRATION = CalibrationConfig("max", 99.99, 16, False)
+CALIBRATION = CalibrationConfig("max", 99.99, 16, False, False, False, False)
 
 
 def prepared(name: str) -> tuple[nn.Module, Change]:

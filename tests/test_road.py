@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from data.calibration import choose_images
 from deploy.__main__ import main as deploy
 from deploy.bundle import Variant, open_bundle
 from deploy.errors import LabError
-from deploy.results import Accuracy, Measurement, read_measurements
+from deploy.results import read_measurements
 from optimize.bundle import build_bundle
 from optimize.chain import run_chain
 from optimize.gate import judge
@@ -148,6 +146,7 @@ def test_a_compressed_network_stands_beside_it_and_the_gate_holds(compressed: Pa
     assert pruned.metrics["gate"]["passed"]
     left = build_bundle(
         tmp_path / "less", name="less", spec=bundle.input, variants=[bundle.variant("fp32")], commands=[],
+        answers={},
         models={v.name: bundle.path(v.name) for v in bundle.variants},
         samples=choose_images(images_of(read_facts(compressed / NAME), tmp_path, None, print)[1].val, 2, 0),
     )  # fmt: skip
@@ -158,28 +157,24 @@ def variant(name: str, same_as: str) -> Made:
     return Made(Variant(name, "", "int8", "onnxruntime", 1, {}, {}), Path(), same_as)
 
 
-def measured(name: str, top1: float | None) -> Measurement:
-    return cast(Measurement, SimpleNamespace(variant=name, accuracy=Accuracy(top1=top1, num_images=1000)))
-
-
 def test_what_falls_through_the_gate_is_marked_and_stays_behind() -> None:
     made = [variant("fp32", "fp32"), variant("int8-cpu", "int8-cpu"), variant("int8", "int8-cpu")]
-    found = [measured("fp32", 0.9), measured("int8-cpu", 0.895)]
-    shipped, marks = judge(made, found, GateConfig(0.5, False))
+    found = {"fp32": 0.9, "int8-cpu": 0.895}
+    shipped, marks = judge(made, found, 1000, GateConfig(0.5, False))
     assert [v.name for v in shipped] == ["fp32", "int8-cpu", "int8"]
     assert marks == []
     assert shipped[2].metrics["top1"] == 0.895
-    shipped, marks = judge(made, found, GateConfig(0.4, False))
+    shipped, marks = judge(made, found, 1000, GateConfig(0.4, False))
     assert [v.name for v in shipped] == ["fp32"]
     assert marks == [
         f"GATE: {name} is 0.50 points below fp32, gate.max_drop is 0.4: not in the bundle"
         for name in ("int8-cpu", "int8")
     ]
-    shipped, marks = judge(made, found, GateConfig(0.4, True))
+    shipped, marks = judge(made, found, 1000, GateConfig(0.4, True))
     assert [v.metrics["gate"]["passed"] for v in shipped] == [True, False, False]
     assert "shipped because of gate.ship_failed" in marks[0]
     with pytest.raises(LabError, match="its accuracy was not measured"):
-        judge(made, [measured("fp32", 0.9)], GateConfig(0.4, True))
+        judge(made, {"fp32": 0.9}, 1000, GateConfig(0.4, True))
 
 
 def test_variants_are_named_by_what_was_done() -> None:
