@@ -52,7 +52,7 @@ class QuantizeRecord:
     u8_bytes: int
     num_checked_images: int
     """Images on which every integer of the two files was compared and found equal."""
-    keep_float: tuple[str, ...]
+    keep_float: list[str]
     """Conv and Gemm nodes that stayed in float."""
     equalisation: EqualizeRecord | None
     bias_correction: BiasCorrectionRecord | None
@@ -117,7 +117,7 @@ def quantize_onnx(
         s8_bytes=(out_dir / S8_NAME).stat().st_size,
         u8_bytes=(out_dir / U8_NAME).stat().st_size,
         num_checked_images=sum(len(batch) for batch in sample),
-        keep_float=tuple(sorted(kept)),
+        keep_float=sorted(kept),
         equalisation=equalised,
         bias_correction=corrected,
     )
