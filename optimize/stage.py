@@ -210,7 +210,7 @@ def time_in_turns(
         for session, times in zip(sessions, samples, strict=True):
             times += measure_latency(
                 partial(session.run, None, {INPUT_NAME: image}),
-                warmup_s=0.05,
+                warmup_s=config.seconds / ROUNDS / 4,
                 min_duration_s=config.seconds / ROUNDS,
                 min_count=5,
             )

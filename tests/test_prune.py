@@ -19,7 +19,7 @@ from deploy.input_spec import InputSpec
 from optimize import layer_latency
 from optimize.prune import channel_scores, least_important, prune
 from optimize.stage import count_macs, save_changed
-from optimize.widths import channel_groups, macs, parameters
+from optimize.widths import Layer, channel_groups, macs, parameters
 from tests.processes import python
 from train.checkpoint import NAME, Checkpoint, Progress, load_checkpoint, restore_model
 from train.model import build_model, count_parameters
@@ -144,8 +144,8 @@ def test_measured_layers_steer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock of our own: a layer takes as long as it has outputs, in the last stage a hundred times that."""
     times = {(4, 4): 1.0, (2, 2): 1.0, (1, 1): 100.0}
 
-    def measure(kernel: Any, stride: int, out: tuple[int, int], *rest: Any) -> float:
-        return times.get(out, 1.0) * float(rest[2])
+    def measure(layer: Layer, inputs: int, outputs: int, threads: int) -> float:
+        return times.get(layer.out_size, 1.0) * outputs
 
     monkeypatch.setattr(layer_latency, "_measure", measure)
     model = network()
