@@ -20,8 +20,8 @@ class PruneConfig:
     importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
     """What makes a channel matter; random is the control that the others have to beat."""
     by: Literal["macs", "parameters", "latency"]
-    """What is to become less. latency: of the layers, measured one by one on this CPU with latency.threads;
-    scope=global then weighs what a channel matters against the time that it costs."""
+    """What is to become less. latency: of the layers, timed one by one; scope=global then weighs what a
+    channel matters against the time that it costs."""
     keep: Annotated[float, Field(gt=0, lt=1)]
     """Share of it that is left."""
     scope: Literal["uniform", "global"]
@@ -32,6 +32,15 @@ class PruneConfig:
     """Of the channels of one layer at most this share goes."""
     num_images: PositiveInt
     """Training images for importance=taylor."""
+    latency_table: str | None
+    """For by=latency: the times of the layers on a target, as `python -m deploy layers` leaves them; null:
+    they are measured here, with latency.threads."""
+
+    @model_validator(mode="after")
+    def _table_is_read(self) -> PruneConfig:
+        if self.latency_table is not None and self.by != "latency":
+            raise ValueError(f"latency_table is for by=latency, not for by={self.by}: give it null")
+        return self
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -144,6 +153,15 @@ class ClusterConfig:
     """Of the first convolution and the last linear layer."""
     deflate: bool
     """Whether the file of the shared weights is compressed by zlib as well."""
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class LayersConfig:
+    """`python -m optimize.layer_latency`."""
+
+    checkpoint: str
+    out: str
+    """Folder of the layers' files."""
 
 
 StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune"]

@@ -15,9 +15,10 @@ from optimize.cluster import cluster_stage
 from optimize.factorise import factorise_stage
 from optimize.finetune import finetune
 from optimize.lottery import lottery_stage
-from optimize.prune import prune
+from optimize.prune import layer_times, prune
 from optimize.sparsify import sparsify_stage
 from optimize.stage import Context, Stage, StageRecord, measure_stage, save_changed
+from optimize.widths import channel_groups
 from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
 from train.images import images_of
 from train.result import write_json
@@ -37,6 +38,11 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
             "channels are cut: cut first, as in stages=[prune,sparsify]"
         )
     model = restore_model(checkpoint)
+    groups = channel_groups(model, context.spec.size)
+    file = folder / "latency.json"
+    table = layer_times(groups, config, context.config.latency.threads, file)
+    if table is not None:
+        table.write(file)
     images = choose_images(context.splits.train, config.num_images, context.config.seed)
     record = prune(
         model,
@@ -44,7 +50,7 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
         config,
         labelled_batches(images, context.spec, context.loader, context.data),
         context.config.seed,
-        context.config.latency.threads,
+        table,
     )
     # The last word on the widths is enough to rebuild them.
     before = [change for change in checkpoint.structure if change["change"] != "channels"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from torch import nn
 
 from configs.compress import PruneConfig
 from deploy.errors import LabError
-from optimize.layer_latency import measured_cost
+from deploy.layers import LayerTable
+from optimize.layer_latency import measure_here, table_cost
 from optimize.stage import require_plain
 from optimize.widths import ChannelGroups, Cost, Layer, Widths, channel_groups, macs, parameters
 
@@ -37,17 +39,17 @@ def prune(
     config: PruneConfig,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     seed: int,
-    threads: int = 1,
+    table: LayerTable | None = None,
 ) -> PruneRecord:
     """Cut channels of `model` in place until it costs at most `config.keep` of what it does.
 
     `batches`: images float32 [n, 3, size, size] and labels int64 [n], read for importance=taylor alone.
-    `threads`: of the layers that are measured for by=latency. Raises LabError where the constraint cannot be
+    `table`: the times of its layers, for by=latency alone. Raises LabError where the constraint cannot be
     met, and for weights that are computed from others; the network is as it was then.
     """
     require_plain(model, "prune")
     groups = channel_groups(model, size)
-    cost = cost_of(config.by, groups, threads)
+    cost = cost_of(config, table)
     if config.importance == "taylor":
         _accumulate_gradients(model, batches)
     scores = channel_scores(groups, config.importance, seed)
@@ -69,11 +71,26 @@ def prune(
     return record
 
 
-def cost_of(by: str, groups: ChannelGroups, threads: int) -> Cost:
-    """What `prune.by` counts; for latency the layers are measured here, on `threads` threads."""
-    if by == "latency":
-        return measured_cost(groups.layers, threads)
-    return {"macs": macs, "parameters": parameters}[by]
+def cost_of(config: PruneConfig, table: LayerTable | None) -> Cost:
+    """What `prune.by` counts."""
+    if config.by == "latency":
+        assert table is not None, "by=latency takes the times of the layers"
+        return table_cost(table, config.latency_table or "the table of this machine")
+    return {"macs": macs, "parameters": parameters}[config.by]
+
+
+def layer_times(groups: ChannelGroups, config: PruneConfig, threads: int, file: Path) -> LayerTable | None:
+    """What by=latency reads: the times that `file` has, or those of prune.latency_table, or of this machine.
+
+    None for by=macs and parameters. Raises LabError.
+    """
+    if config.by != "latency":
+        return None
+    if file.exists():
+        return LayerTable.read(file)
+    if config.latency_table is not None:
+        return LayerTable.read(Path(config.latency_table))
+    return measure_here(groups.layers, threads)
 
 
 def channel_scores(groups: ChannelGroups, importance: str, seed: int) -> dict[str, torch.Tensor]:
