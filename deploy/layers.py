@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -38,7 +39,11 @@ class LayerTable:
     """p50 by the name of the layer's file, which says kind, picture, input and output channels."""
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        """Beside and renamed: whatever happens, the file is whole."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
 
     @classmethod
     def read(cls, path: Path) -> LayerTable:

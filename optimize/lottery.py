@@ -13,8 +13,8 @@ from torch import nn
 from configs.schema import TrainConfig
 from deploy.errors import LabError
 from optimize.finetune import train
-from optimize.rounds import begin, leave
-from optimize.sparsify import START, Masks, choose_masks, require_reachable, sparsity_record
+from optimize.rounds import START, begin, leave
+from optimize.sparsify import Masks, choose_masks, require_reachable, sparsity_record
 from optimize.stage import Context, save_changed
 from train.checkpoint import NAME, Checkpoint, load_checkpoint, restore_model
 from train.masks import set_masks

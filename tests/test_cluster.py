@@ -137,7 +137,7 @@ def test_a_checkpoint_rebuilds_the_values(tmp_path: Path) -> None:
 def test_what_changes_weights_must_come_before() -> None:
     model = tiny()
     cluster(model, FOUR)
-    config = PruneConfig("l2", "macs", 0.5, "global", 8, 0.9, 1, None)
+    config = PruneConfig("l2", "macs", 0.5, "global", 8, 0.9, 1, None, 1, None)
     with pytest.raises(LabError, match=r"prune before it, as in stages=\[prune,factorise,cluster"):
         prune(model, SIZE, config, [], 0)
     with pytest.raises(LabError, match="cluster before it"):

@@ -37,6 +37,8 @@ HALF = PruneConfig(
     max_cut=0.9,
     num_images=4,
     latency_table=None,
+    rounds=1,
+    finetune=None,
 )
 
 
