@@ -123,10 +123,18 @@ class LotteryConfig:
     rounds: PositiveInt
     """Each takes the same share of the weights that are left."""
     rewind: str | None
-    """A checkpoint from early in the run, to whose weights those that are left go back (Frankle et al. 2020);
-    null: to those that the run began with."""
+    """A checkpoint from early in the run, to whose weights and step those that are left go back (Frankle et
+    al. 2020); null: to those that the run began with."""
     epochs: PositiveInt | None
     """Of each training; null: as many as the run had."""
+
+    @model_validator(mode="after")
+    def _the_schedule_is_the_runs(self) -> LotteryConfig:
+        if self.rewind is not None and self.epochs is not None:
+            raise ValueError(
+                f"epochs {self.epochs} with rewind={self.rewind}: the schedule goes on at its step; give null"
+            )
+        return self
 
 
 @dataclass(config=_CLOSED, frozen=True)
