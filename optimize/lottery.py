@@ -148,8 +148,8 @@ def facts_to_rewind(early: Path, whole: TrainConfig) -> Facts:
 
 
 def under_way(begun: Facts, config: TrainConfig, model: nn.Module, structure: Structure) -> Checkpoint:
-    """A run of `config` that stands where `begun` did, with this network; without momentum, its average and
-    its best epoch are to come."""
+    """A run of `config` that stands where `begun` did, with this network: without momentum, and its average
+    and its best epoch begin here."""
     at = begun.progress
     facts = Facts(
         config=config,
