@@ -24,25 +24,6 @@ ORIGINAL = "original"
 
 
 @dataclass(config=_CLOSED, frozen=True)
-class PruneConfig:
-    importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
-    """What makes a channel matter; random is the control that the others have to beat."""
-    by: Literal["macs", "parameters", "latency"]
-    """What is to become less. latency: of the layers, measured one by one on this CPU with latency.threads;
-    scope=global then weighs what a channel matters against the time that it costs."""
-    keep: Annotated[float, Field(gt=0, lt=1)]
-    """Share of it that is left."""
-    scope: Literal["uniform", "global"]
-    """uniform: the same share of every layer; global: those that matter least, wherever they are."""
-    round_to: PositiveInt
-    """Channels that are left are a multiple of this, as the kernels of GPUs like them."""
-    max_cut: Annotated[float, Field(gt=0, lt=1)]
-    """Of the channels of one layer at most this share goes."""
-    num_images: PositiveInt
-    """Training images for importance=taylor."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
 class FinetuneConfig:
     """As the network was trained, but for these."""
 
@@ -63,6 +44,50 @@ class FinetuneConfig:
     def _warm_up_fits(self) -> FinetuneConfig:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+        return self
+
+
+def require_training(rounds: int, finetune: FinetuneConfig | None) -> None:
+    """Raises ValueError for rounds between which nothing is trained."""
+    if finetune is None and rounds > 1:
+        raise ValueError(f"finetune=null leaves rounds {rounds} without training: give rounds=1")
+
+
+@dataclass(config=_CLOSED, frozen=True)
+class PruneConfig:
+    importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
+    """What makes a channel matter; random is the control that the others have to beat."""
+    by: Literal["macs", "parameters", "latency"]
+    """What is to become less. latency: of the layers, timed one by one; scope=global then weighs what a
+    channel matters against the time that it costs."""
+    keep: Annotated[float, Field(gt=0, lt=1)]
+    """Share of it that is left."""
+    scope: Literal["uniform", "global"]
+    """uniform: the same share of every layer; global: those that matter least, wherever they are."""
+    round_to: PositiveInt
+    """Channels that are left are a multiple of this, as the kernels of GPUs like them."""
+    max_cut: Annotated[float, Field(gt=0, lt=1)]
+    """Of the channels of one layer at most this share goes."""
+    num_images: PositiveInt
+    """Training images for importance=taylor."""
+    latency_table: str | None
+    """For by=latency: the times of the layers on a target, as `python -m deploy layers` leaves them; null:
+    they are measured here, with latency.threads."""
+
+    rounds: PositiveInt
+    """Steps to `keep`, each to the same share of what is left, with a training behind each."""
+    finetune: FinetuneConfig | None
+    """That training; null: none, for a stage that follows."""
+
+    @model_validator(mode="after")
+    def _rounds_train(self) -> PruneConfig:
+        require_training(self.rounds, self.finetune)
+        return self
+
+    @model_validator(mode="after")
+    def _table_is_read(self) -> PruneConfig:
+        if self.latency_table is not None and self.by != "latency":
+            raise ValueError(f"latency_table is for by=latency, not for by={self.by}: give it null")
         return self
 
 
@@ -89,8 +114,7 @@ class SparsifyConfig:
 
     @model_validator(mode="after")
     def _rounds_train(self) -> SparsifyConfig:
-        if self.finetune is None and self.rounds > 1:
-            raise ValueError(f"finetune=null leaves rounds {self.rounds} without training: give rounds=1")
+        require_training(self.rounds, self.finetune)
         return self
 
 
@@ -107,10 +131,18 @@ class LotteryConfig:
     rounds: PositiveInt
     """Each takes the same share of the weights that are left."""
     rewind: str | None
-    """A checkpoint from early in the run, to whose weights those that are left go back (Frankle et al. 2020);
-    null: to those that the run began with."""
+    """A checkpoint from early in the run, to whose weights and step those that are left go back (Frankle et
+    al. 2020); null: to those that the run began with."""
     epochs: PositiveInt | None
     """Of each training; null: as many as the run had."""
+
+    @model_validator(mode="after")
+    def _the_schedule_is_the_runs(self) -> LotteryConfig:
+        if self.rewind is not None and self.epochs is not None:
+            raise ValueError(
+                f"epochs {self.epochs} with rewind={self.rewind}: the schedule goes on at its step; give null"
+            )
+        return self
 
 
 @dataclass(config=_CLOSED, frozen=True)
@@ -149,6 +181,14 @@ class ClusterConfig:
 
 
 @dataclass(config=_CLOSED, frozen=True)
+class LayersConfig:
+    """`python -m optimize.layer_latency`."""
+
+    checkpoint: str
+    out: str
+    """Folder of the layers' files."""
+
+
 class QatConfig:
     """Training with fake quantisers, whose ranges `calibration` sets."""
 

@@ -1,4 +1,4 @@
-"""`python -m deploy bench BUNDLE` and `python -m deploy verify BUNDLE`."""
+"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, and `layers FOLDER`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from deploy.backends import BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bundle import open_bundle
 from deploy.errors import LabError
+from deploy.layers import DEFAULT_SECONDS, time_layers
 from deploy.table import format_table
 from deploy.verify import verify
 
@@ -53,9 +54,16 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
+def _layers(options: argparse.Namespace) -> int:
+    table = time_layers(options.folder, options.threads, options.seconds)
+    table.write(options.out)
+    print(f"{len(table.latency_ms)} layers on {table.threads} threads: {options.out}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy", description="Measure or check a bundle on this machine."
+        prog="python -m deploy", description="Measure or check a bundle on this machine, or time layers."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -92,16 +100,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     _common(other)
     other.set_defaults(command=_verify)
+
+    layers = commands.add_parser(
+        "layers",
+        help="the time of each layer of a folder, for pruning by this machine's latency",
+        description="Time every ONNX file of a folder by itself: the table that prune.latency_table takes.",
+        epilog="example: python -m deploy layers layers --out latency.json",
+    )
+    layers.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="as `python -m optimize.layer_latency` leaves it"
+    )
+    layers.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, as JSON")
+    _threads(layers)
+    layers.add_argument(
+        "--seconds", type=float, default=DEFAULT_SECONDS,
+        help=f"timed, for each layer (default: {DEFAULT_SECONDS})",
+    )  # fmt: skip
+    layers.set_defaults(command=_layers)
     return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--backend", default=BACKENDS[0], help=f"one of: {', '.join(BACKENDS)}")
-    parser.add_argument("--threads", type=int, help="CPU threads for a query (default: all usable cores)")
+    _threads(parser)
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="test images, one sub-folder a class: adds the accuracy"
     )
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="CPU threads for a query (default: all usable cores)")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,15 @@ def open_runner(
     of range, and a model that does not take the bundle's input.
     """
     check_backend(backend)
+    return _OPENERS[backend](bundle, variant, cpu_threads(threads), emulate)
+
+
+def cpu_threads(threads: int | None) -> int:
+    """All usable cores when None. Raises LabError for more than there are."""
     cores = usable_cores()
     if threads is not None and not 1 <= threads <= cores:
         raise LabError(f"threads {threads}: must be 1 to {cores}, the cores that this process may use")
-    return _OPENERS[backend](bundle, variant, threads or cores, emulate)
+    return threads or cores
 
 
 def check_backend(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,21 +23,8 @@ class OrtRunner:
 
     def __init__(self, bundle: Bundle, variant: str, threads: int, emulate: bool) -> None:
         path = bundle.path(variant)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise LabError("the backend onnxruntime is not installed: pip install onnxruntime") from error
-        self.backend_version = str(onnxruntime.__version__)
+        session, self.backend_version = open_session(path, threads, emulate)
         self.threads = threads
-        options = session_options(onnxruntime, threads, emulate)
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        # Its exceptions (bad protobuf, unknown operator, later opset) share no base but Exception.
-        except Exception as error:
-            raise LabError(
-                f"{path}: ONNX Runtime {self.backend_version} cannot open it ({error}); "
-                "update onnxruntime or export for a lower opset"
-            ) from error
         self._session: Any = session
         inputs, outputs = _tensors(session.get_inputs()), _tensors(session.get_outputs())
         self.input_shape = check_model(str(path), inputs, outputs, bundle)
@@ -54,6 +42,24 @@ class OrtRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._session = None  # frees the weights; there is nothing else to close
+
+
+def open_session(path: Path, threads: int, emulate: bool) -> tuple[Any, str]:
+    """The session of an ONNX file, and ONNX Runtime's version. Raises LabError."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise LabError("the backend onnxruntime is not installed: pip install onnxruntime") from error
+    version = str(onnxruntime.__version__)
+    options = session_options(onnxruntime, threads, emulate)
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), version
+    # Its exceptions (bad protobuf, unknown operator, later opset) share no base but Exception.
+    except Exception as error:
+        raise LabError(
+            f"{path}: ONNX Runtime {version} cannot open it ({error}); "
+            "update onnxruntime or export for a lower opset"
+        ) from error
 
 
 def session_options(onnxruntime: Any, threads: int, emulate: bool) -> Any:

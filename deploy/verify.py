@@ -85,8 +85,8 @@ def tolerance(bundle: Bundle, variant: Variant, expected: dict[str, Logits]) -> 
 
     For a variant that is not FP32 it is what its number format itself changed. A last-bit difference between
     two CPUs' float sums turns a rounding here and there, and through the layers that grows to the size of
-    rounding's own noise but not beyond: ResNet-18 with random weights, input changed by 1e-6: logits by 1 to 3 %,
-    quantisation noise 8 %. A wrong kernel goes well beyond it (saturated products: 20 %).
+    rounding's own noise but not beyond: ResNet-18 with random weights, input changed by 1e-6: logits by 1 to
+    3 %, quantisation noise 8 %. A wrong kernel goes well beyond it (saturated products: 20 %).
 
     Of several float variants the nearest one counts: a pruned network's INT8 file came from the pruned one.
     """

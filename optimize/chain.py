@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from configs.compress import OptimizeConfig
-from data.calibration import choose_images, labelled_batches
 from deploy.bundle import file_sha256
 from deploy.errors import LabError
 from optimize.cluster import cluster_stage
@@ -16,42 +15,17 @@ from optimize.factorise import factorise_stage
 from optimize.finetune import finetune
 from optimize.int8 import quantize_stage
 from optimize.lottery import lottery_stage
-from optimize.prune import prune
+from optimize.prune import prune_stage
 from optimize.qat import qat_stage
 from optimize.sparsify import sparsify_stage
-from optimize.stage import Context, Stage, StageRecord, measure_stage, save_changed
-from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
+from optimize.stage import Context, Stage, StageRecord, measure_stage
+from train.checkpoint import NAME, read_facts
 from train.images import images_of
 from train.result import write_json
-from train.structure import channels_of, find_change, has_masks
+from train.structure import find_change
 
 RECORD = "record.json"
 Say = Callable[[str], None]
-
-
-def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
-    """See `optimize.stage.Stage`."""
-    config = context.config.prune
-    checkpoint = load_checkpoint(source)
-    if has_masks(checkpoint.structure):
-        raise LabError(
-            f"prune: {source} has weights that are masked one by one, and the masks do not go along when "
-            "channels are cut: cut first, as in stages=[prune,sparsify]"
-        )
-    model = restore_model(checkpoint)
-    images = choose_images(context.splits.train, config.num_images, context.config.seed)
-    record = prune(
-        model,
-        context.spec.size,
-        config,
-        labelled_batches(images, context.spec, context.loader, context.data),
-        context.config.seed,
-        context.config.latency.threads,
-    )
-    # The last word on the widths is enough to rebuild them.
-    before = [change for change in checkpoint.structure if change["change"] != "channels"]
-    save_changed(folder, checkpoint, model, [*before, channels_of(model)])
-    return asdict(record)
 
 
 STAGES: dict[str, Stage] = {

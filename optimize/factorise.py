@@ -17,6 +17,7 @@ from configs.compress import FactoriseConfig
 from deploy.errors import LabError
 from optimize.layer_clock import LayerClock
 from optimize.stage import Context, require_finite, require_plain, save_changed
+from optimize.widths import layer_sizes
 from train.checkpoint import load_checkpoint, restore_model
 from train.low_rank import full_ranks, is_pointwise, thin_layers
 from train.structure import replace_module
@@ -159,7 +160,7 @@ def factorise(
 def factor_sites(model: nn.Module, size: int) -> tuple[list[Site], int]:
     """The layers that can be factorised, and the MACs of all convolutions and linear layers."""
     sites, total = [], 0
-    for name, (layer, in_size, out_size) in _sizes(model, size).items():
+    for name, (layer, in_size, out_size) in layer_sizes(model, size).items():
         site = Site(name, layer, in_size, out_size, ())
         total += site.macs()
         if full_ranks(layer) is not None:
@@ -259,27 +260,3 @@ def _eigen(unfolding: Array) -> tuple[Array, Array]:
 
 def _leading(unfolding: Array, rank: int) -> Array:
     return _eigen(unfolding)[1][:, :rank]
-
-
-def _sizes(model: nn.Module, size: int) -> dict[str, tuple[nn.Module, tuple[int, int], tuple[int, int]]]:
-    """Each convolution and linear layer with the pictures that go in and come out."""
-    found: dict[str, tuple[nn.Module, tuple[int, int], tuple[int, int]]] = {}
-
-    def picture(tensor: torch.Tensor) -> tuple[int, int]:
-        return (tensor.shape[-2], tensor.shape[-1]) if tensor.ndim == 4 else (1, 1)
-
-    def note(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        return lambda module, given, made: found.update({name: (module, picture(given[0]), picture(made))})
-
-    hooks = [
-        module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    training = model.training
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, size, size))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return found

@@ -1,97 +1,137 @@
-"""How long each layer takes on this machine at other widths: measured on a grid, interpolated between."""
+"""How long each layer takes at other widths: timed on a grid, here or on the device, interpolated between."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
-from onnx import TensorProto, helper
+import torch
+from torch import nn
 
-from deploy.measure import measure_latency, percentile
-from optimize.export import OPSET
-from optimize.widths import Cost, Layer
+from configs.compress import LayersConfig
+from configs.load import run_command
+from deploy.errors import LabError
+from deploy.layers import LayerTable, time_layers
+from optimize.layer_clock import layers_onnx
+from optimize.widths import Cost, Layer, channel_groups
+from train.checkpoint import load_checkpoint, restore_model
+from train.structure import plain, resized
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of a layer's widths, at which it is measured."""
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of a layer's widths, at which it is timed; 0 is one channel."""
 SECONDS = 0.02
-"""Of measuring at each point."""
-
-Shape = tuple[tuple[int, int], int, tuple[int, int], bool, int, int]
+"""Of timing each layer on this machine."""
 
 
-def measured_cost(layers: Iterable[Layer], threads: int) -> Cost:
-    """p50 in ms of a layer by itself at batch 1, in FP32 ONNX Runtime on this CPU with so many threads.
+def export_layers(layers: Iterable[Layer], folder: Path) -> int:
+    """An ONNX file of each layer at each width of its grid, in the folder; how many there are.
 
-    Layers of one shape are measured once, at the first call that needs it. Between the points it is linear in
-    the input and in the output channels. What runs between the layers is in none of them, so the sum is a
-    model of the whole, not its time.
+    A hundred bytes each: their weights are constants. Raises LabError where the folder holds something.
     """
-    shapes = {layer: _shape(layer) for layer in layers}
-    tables: dict[Shape, tuple[list[int], list[int], npt.NDArray[np.float64]]] = {}
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LabError(f"out={folder} is there and not empty: give another, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    points = {layer_key(layer, *widths): (layer, widths) for layer in layers for widths in grid(layer)}
+    for key, (layer, (inputs, outputs)) in points.items():
+        with torch.device("meta"):
+            module = resized(layer.module, inputs, outputs)
+        onnx.save(layers_onnx([module], layer.in_size), folder / f"{key}.onnx")
+    return len(points)
+
+
+def measure_here(layers: Iterable[Layer], threads: int) -> LayerTable:
+    """Of this machine, in FP32 ONNX Runtime at batch 1, as `python -m deploy layers` does it elsewhere."""
+    with TemporaryDirectory() as folder:
+        export_layers(layers, Path(folder))
+        return time_layers(Path(folder), threads, SECONDS)
+
+
+def grid(layer: Layer) -> list[tuple[int, int]]:
+    """(input, output channels) at which it is timed. What cannot be cut stays as it is."""
+    ins, outs = (
+        sorted({max(1, round(width * share)) for share in SHARES}) if group is not None else [width]
+        for width, group in ((layer.inputs, layer.in_group), (layer.outputs, layer.out_group))
+    )
+    return [(width, width) for width in outs] if layer.depthwise else [(i, o) for i in ins for o in outs]
+
+
+def layer_key(layer: Layer, inputs: int, outputs: int) -> str:
+    """What its time depends on, as the name of a file."""
+    return f"{_kind(layer)}-{inputs}-{outputs}"
+
+
+def table_cost(table: LayerTable, name: str) -> Cost:
+    """ms of a layer by itself; linear in the input and in the output channels between those of the table.
+
+    What runs between the layers is in none of them, so the sum is a model of the whole, not its time.
+    Raises LabError, which calls the table `name`, for a layer that it has not on either side.
+    """
+    kinds: dict[str, dict[int, dict[int, float]]] = {}
+    for key, ms in table.latency_ms.items():
+        kind, inputs, outputs = (*key.rsplit("-", 2), "", "")[:3]
+        if not (inputs.isdigit() and outputs.isdigit()):
+            raise LabError(f"{name} has a layer {key!r}: the name must end with two widths, as in ...-64-128")
+        kinds.setdefault(kind, {}).setdefault(int(inputs), {})[int(outputs)] = ms
 
     @cache
-    def at(shape: Shape, inputs: int, outputs: int) -> float:
-        if shape not in tables:
-            tables[shape] = _table(shape, threads)
-        ins, outs, times = tables[shape]
-        if shape[3]:  # depthwise: one width
-            return float(np.interp(outputs, outs, times[:, 0]))
-        by_inputs = [float(np.interp(outputs, outs, row)) for row in times]
-        return float(np.interp(inputs, ins, by_inputs))
+    def at(layer: Layer, inputs: int, outputs: int) -> float:
+        rows = kinds.get(_kind(layer))
+        if rows is None:
+            raise LabError(
+                f"{name} has no layer such as {layer.name} ({_kind(layer)}): it is of another network or of "
+                "another size of images; measure the layers of this one (python -m optimize.layer_latency)"
+            )
+        if layer.depthwise:
+            ms = _between({width: row[width] for width, row in rows.items() if width in row}, outputs)
+        else:
+            found = {width: _between(row, outputs) for width, row in rows.items()}
+            ms = _between({width: ms for width, ms in found.items() if ms is not None}, inputs)
+        if ms is None:
+            raise LabError(
+                f"{name} has no times around {layer.name} with {inputs} input and {outputs} output channels "
+                f"({_kind(layer)}): it is of a narrower network, or not whole; measure the layers of this "
+                "one (python -m optimize.layer_latency)"
+            )
+        return ms
 
-    return lambda layer, inputs, outputs: at(shapes[layer], inputs, outputs)
-
-
-def _shape(layer: Layer) -> Shape:
-    return layer.kernel, layer.stride, layer.out_size, layer.depthwise, layer.inputs, layer.outputs
-
-
-def _table(shape: Shape, threads: int) -> tuple[list[int], list[int], npt.NDArray[np.float64]]:
-    """Input widths, output widths, ms [inputs, outputs]; of a depthwise layer ms [widths, 1]."""
-    kernel, stride, out_size, depthwise, inputs, outputs = shape
-    ins, outs = (sorted({max(1, round(width * share)) for share in SHARES}) for width in (inputs, outputs))
-    pairs = [[(width, width)] for width in outs] if depthwise else [[(i, o) for o in outs] for i in ins]
-    times = [[_measure(kernel, stride, out_size, depthwise, i, o, threads) for i, o in row] for row in pairs]
-    return ins, outs, np.array(times)
+    return at
 
 
-def _measure(
-    kernel: tuple[int, int],
-    stride: int,
-    out_size: tuple[int, int],
-    depthwise: bool,
-    inputs: int,
-    outputs: int,
-    threads: int,
-) -> float:
-    height, width = (side * stride for side in out_size)
-    image: dict[str, npt.NDArray[Any]] = {"x": np.ones((1, inputs, height, width), np.float32)}
-    weight = np.full((outputs, 1 if depthwise else inputs, *kernel), 0.01, np.float32)
-    # As wide as a torch convolution with padding k // 2, for even sizes.
-    pads = [kernel[0] // 2, kernel[1] // 2, (kernel[0] - 1) // 2, (kernel[1] - 1) // 2]
-    conv = helper.make_node(
-        "Conv", ["x", "w"], ["y"], kernel_shape=kernel, strides=[stride, stride], pads=pads,
-        group=inputs if depthwise else 1,
-    )  # fmt: skip
-    graph = helper.make_graph(
-        [conv, helper.make_node("Relu", ["y"], ["z"])],
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, image["x"].shape)],
-        [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(weight, "w")],
+def _between(points: Mapping[int, float], at: int) -> float | None:
+    """Linear between the neighbours; None where there is none on one side."""
+    low = max((x for x in points if x <= at), default=None)
+    high = min((x for x in points if x >= at), default=None)
+    if low is None or high is None:
+        return None
+    share = (at - low) / (high - low) if high > low else 0.0
+    return points[low] + share * (points[high] - points[low])
+
+
+def _kind(layer: Layer) -> str:
+    module = layer.module
+    if not isinstance(module, nn.Conv2d):
+        return "linear"
+    parts: list[tuple[str, Any]] = [
+        ("conv", module.kernel_size), ("s", module.stride), ("p", module.padding), ("d", module.dilation),
+        ("in", layer.in_size),
+    ]  # fmt: skip
+    words = [f"{word}{height}x{width}" for word, (height, width) in parts]
+    return "-".join([*words, "depthwise" if layer.depthwise else f"g{module.groups}"])
+
+
+def main(config: LayersConfig, overrides: Sequence[str]) -> None:
+    checkpoint = load_checkpoint(Path(config.checkpoint))
+    groups = channel_groups(plain(restore_model(checkpoint)), checkpoint.input_spec.size)
+    count = export_layers(groups.layers, Path(config.out))
+    print(
+        f"{count} layers in {config.out}\non the device: "
+        f"python3 -m deploy layers {Path(config.out).name} --out latency.json"
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    samples = measure_latency(
-        lambda: session.run(None, image), warmup_s=SECONDS / 4, min_duration_s=SECONDS, min_count=5
-    )
-    return percentile(samples, 50)
+
+
+if __name__ == "__main__":
+    run_command("layers", LayersConfig, main)

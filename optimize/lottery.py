@@ -10,13 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from configs.load import as_dict
 from configs.schema import TrainConfig
 from deploy.errors import LabError
 from optimize.finetune import train
-from optimize.rounds import begin, leave
-from optimize.sparsify import START, Masks, choose_masks, require_reachable, sparsity_record
+from optimize.rounds import START, begin, leave
+from optimize.sparsify import Masks, choose_masks, require_reachable, sparsity_record
 from optimize.stage import Context, save_changed
-from train.checkpoint import NAME, Checkpoint, load_checkpoint, restore_model
+from train.checkpoint import (
+    NAME,
+    Checkpoint,
+    Facts,
+    Progress,
+    checkpoint_from,
+    load_checkpoint,
+    read_facts,
+    restore_model,
+    save_checkpoint,
+)
 from train.masks import set_masks
 from train.structure import Structure, build_network, with_masks
 from train.weights import starting_structure, starting_weights
@@ -69,24 +80,33 @@ def ticket(start: nn.Module, masks: Masks) -> nn.Module:
 
 def lottery_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     """See `optimize.stage.Stage`. Leaves the ticket of the last round; the control is the same masks on other
-    random weights, trained alike.
+    random weights.
 
-    Each training is the run's own recipe from its first step, also after a rewind to a later checkpoint.
+    Each training is the run's own recipe, from the step that was rewound to: the learning rate and the images
+    go on from there (Frankle et al. 2020, algorithm 1). The control's is the whole recipe.
     """
     config = context.config.lottery
     checkpoint = load_checkpoint(source)
     early = Path(config.rewind) if config.rewind is not None else None
     start, structure = rewound(checkpoint, early)
     require_reachable(restore_model(checkpoint), config.sparsity, "unstructured", config.scope, config.dense)
-    recipe(checkpoint.config, source, folder, context)
+    whole = recipe(checkpoint.config, source, folder, context)
+    begun = facts_to_rewind(early, whole) if early is not None else None
     begin(folder, config, source)
 
-    def trained(name: str, network: nn.Module, masks: Masks) -> float:
-        file = folder / name / START
+    def trained(name: str, network: nn.Module, masks: Masks, begun: Facts | None) -> float:
+        own = folder / name
+        file = own / START
+        ours = recipe(checkpoint.config, file, own, context)
         if not file.exists():
             model = ticket(network, masks)
-            save_changed(folder / name, checkpoint, model, with_masks(structure, model), START)
-        return train(recipe(checkpoint.config, file, folder / name, context), folder / name)["top1"]
+            changes = with_masks(structure, model)
+            if begun is not None:
+                own.mkdir(parents=True, exist_ok=True)
+                save_checkpoint(own / NAME, under_way(begun, ours, model, changes))
+            # Last: it says that the round has begun.
+            save_changed(own, checkpoint, model, changes, START)
+        return train(ours, own)["top1"]
 
     rounds = []
     last = source
@@ -94,12 +114,54 @@ def lottery_stage(source: Path, folder: Path, context: Context) -> dict[str, Any
     for number, share in enumerate(ticket_schedule(config.sparsity, config.rounds), 1):
         model = restore_model(load_checkpoint(last))
         masks = choose_masks(model, share, "unstructured", config.scope, config.dense)
-        rounds.append({"sparsity": share, "top1": trained(f"round-{number}", start, masks)})
+        rounds.append({"sparsity": share, "top1": trained(f"round-{number}", start, masks, begun)})
         last = folder / f"round-{number}" / NAME
-    control = trained("control", redrawn(checkpoint, structure), masks)
+    control = trained("control", redrawn(checkpoint, structure), masks, None)
     leave(last, folder)
     record = sparsity_record(restore_model(load_checkpoint(last)))
     return {**asdict(record), "rounds": rounds, "top1": rounds[-1]["top1"], "control_top1": control}
+
+
+def facts_to_rewind(early: Path, whole: TrainConfig) -> Facts:
+    """Where the run stood. Raises LabError where its steps are not those of the run, or it was over."""
+    facts = read_facts(early)
+
+    def steps(config: TrainConfig) -> dict[str, Any]:
+        names = ("seed", "epochs", "batch_size", "accumulate", "optim")
+        return {name: as_dict(config)[name] for name in names}
+
+    theirs, ours = steps(facts.config), steps(whole)
+    other = [
+        f"{name}={theirs[name]!r} there, {ours[name]!r} here" for name in ours if theirs[name] != ours[name]
+    ]
+    if other:
+        raise LabError(
+            f"lottery.rewind={early} is of another run ({'; '.join(other)}), and a ticket goes on at its "
+            "step: give a checkpoint of the run itself"
+        )
+    if facts.progress.epoch >= whole.epochs:
+        raise LabError(
+            f"lottery.rewind={early} is the end of the run: all {whole.epochs} epochs are done, and none is "
+            "left to train a ticket; give one from early in the run"
+        )
+    return facts
+
+
+def under_way(begun: Facts, config: TrainConfig, model: nn.Module, structure: Structure) -> Checkpoint:
+    """A run of `config` that stands where `begun` did, with this network: without momentum, and its average
+    and its best epoch begin here."""
+    at = begun.progress
+    facts = Facts(
+        config=config,
+        input_spec=begun.input_spec,
+        structure=list(structure),
+        scaler=begun.scaler,
+        loader=begun.loader,
+        progress=Progress(step=at.step, epoch=at.epoch, best_epoch=at.epoch),
+        metrics=begun.metrics,
+    )
+    tensors = model.state_dict()
+    return checkpoint_from(facts, tensors, tensors if config.ema_decay else None, {})
 
 
 def recipe(trained: TrainConfig, start: Path, folder: Path, context: Context) -> TrainConfig:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,17 @@ import torch_pruning as tp
 from torch import nn
 
 from configs.compress import PruneConfig
+from data.calibration import choose_images, labelled_batches
 from deploy.errors import LabError
-from optimize.layer_latency import measured_cost
-from optimize.stage import require_plain
+from deploy.layers import LayerTable
+from optimize.layer_latency import measure_here, table_cost
+from optimize.rounds import START, begin, do_rounds
+from optimize.stage import Context, require_plain, save_changed
 from optimize.widths import ChannelGroups, Cost, Layer, Widths, channel_groups, macs, parameters
+from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
+from train.structure import channels_of, has_masks
 
+LATENCY = "latency.json"
 Scores = Mapping[str, torch.Tensor]
 """How much each channel of each group matters, float [channels]; the mean of a group is 1."""
 
@@ -31,49 +39,125 @@ class PruneRecord:
     widths_after: dict[str, int]
 
 
+def share_schedule(keep: float, rounds: int) -> list[float]:
+    """The share that is left after each round, of which every one leaves the same share of what it finds.
+
+    Geometric: a network that has become small can give up no more of itself at once than a large one.
+    """
+    return [keep ** (i / rounds) for i in range(1, rounds + 1)]
+
+
 def prune(
     model: nn.Module,
     size: int,
     config: PruneConfig,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     seed: int,
-    threads: int = 1,
+    table: LayerTable | None = None,
+    begun: PruneRecord | None = None,
+    share: float | None = None,
 ) -> PruneRecord:
-    """Cut channels of `model` in place until it costs at most `config.keep` of what it does.
+    """Cut channels of `model` in place until it costs at most `share` of what it did; None is `config.keep`.
 
     `batches`: images float32 [n, 3, size, size] and labels int64 [n], read for importance=taylor alone.
-    `threads`: of the layers that are measured for by=latency. Raises LabError where the constraint cannot be
-    met, and for weights that are computed from others; the network is as it was then.
+    `table`: the times of its layers, for by=latency alone. `begun`: of the network before the first round,
+    from whose cost and widths the shares count; None is this one. Raises LabError where the constraint cannot
+    be met, and for weights that are computed from others; the network is as it was then.
     """
     require_plain(model, "prune")
     groups = channel_groups(model, size)
-    cost = cost_of(config.by, groups, threads)
+    cost = cost_of(config, table)
+    begun = begun or standing(groups, cost)
+    limits = limits_of(groups, cost, config, begun)
     if config.importance == "taylor":
         _accumulate_gradients(model, batches)
     scores = channel_scores(groups, config.importance, seed)
     model.zero_grad(set_to_none=True)
-    limits = {name: _least(width, config) for name, width in groups.widths.items()}
-    budget = config.keep * groups.cost(cost, groups.widths)
-    if groups.cost(cost, limits) > budget:
-        least = groups.cost(cost, limits) / groups.cost(cost, groups.widths)
-        raise LabError(
-            f"prune.keep {config.keep:g} of the {config.by} cannot be met: with prune.max_cut "
-            f"{config.max_cut:g} and round_to {config.round_to} at least {least:.3f} is left; "
-            "keep more, or cut more of a layer"
-        )
     choose = _uniform if config.scope == "uniform" else _global
-    widths = choose(groups, scores, limits, cost, budget, config)
     before = groups.widths
-    record = PruneRecord(groups.cost(cost, before), groups.cost(cost, widths), before, dict(widths))
+    widths = choose(groups, scores, limits, cost, (share or config.keep) * begun.before, config)
+    record = replace(begun, after=groups.cost(cost, widths), widths_after=dict(widths))
     groups.cut({name: least_important(scores[name], before[name] - widths[name]) for name in before})
     return record
 
 
-def cost_of(by: str, groups: ChannelGroups, threads: int) -> Cost:
-    """What `prune.by` counts; for latency the layers are measured here, on `threads` threads."""
-    if by == "latency":
-        return measured_cost(groups.layers, threads)
-    return {"macs": macs, "parameters": parameters}[by]
+def standing(groups: ChannelGroups, cost: Cost) -> PruneRecord:
+    """Of a network of which nothing is cut."""
+    now = groups.cost(cost, groups.widths)
+    return PruneRecord(now, now, groups.widths, groups.widths)
+
+
+def limits_of(groups: ChannelGroups, cost: Cost, config: PruneConfig, begun: PruneRecord) -> dict[str, int]:
+    """The least channels of each group. Raises LabError where they cost more than config.keep."""
+    limits = {
+        name: min(width, _least(begun.widths_before[name], config)) for name, width in groups.widths.items()
+    }
+    least = groups.cost(cost, limits)
+    if least > config.keep * begun.before:
+        raise LabError(
+            f"prune.keep {config.keep:g} of the {config.by} cannot be met: with prune.max_cut "
+            f"{config.max_cut:g} and round_to {config.round_to} at least {least / begun.before:.3f} is left; "
+            "keep more, or cut more of a layer"
+        )
+    return limits
+
+
+def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
+    """See `optimize.stage.Stage`. Each round has a folder; killed, the stage goes on in the one it was in."""
+    config, size = context.config.prune, context.spec.size
+    if has_masks(read_facts(source).structure):
+        raise LabError(
+            f"prune: {source} has weights that are masked one by one, and the masks do not go along when "
+            "channels are cut: cut first, as in stages=[prune,sparsify]"
+        )
+    first = restore_model(load_checkpoint(source))
+    require_plain(first, "prune")
+    groups = channel_groups(first, size)
+    table = layer_times(groups, config, context.config.latency.threads, folder / LATENCY)
+    cost = cost_of(config, table)
+    begun = standing(groups, cost)
+    limits_of(groups, cost, config, begun)  # before the hours of training
+    begin(folder, config, source)
+    if table is not None:
+        table.write(folder / LATENCY)
+
+    def change(checkpoint_file: Path, own: Path, share: float) -> None:
+        checkpoint = load_checkpoint(checkpoint_file)
+        model = restore_model(checkpoint)
+        images = choose_images(context.splits.train, config.num_images, context.config.seed)
+        batches = labelled_batches(images, context.spec, context.loader, context.data)
+        prune(model, size, config, batches, context.config.seed, table, begun, share)
+        # The last word on the widths is enough to rebuild them.
+        others = [other for other in checkpoint.structure if other["change"] != "channels"]
+        save_changed(own, checkpoint, model, [*others, channels_of(model)], START)
+
+    shares = share_schedule(config.keep, config.rounds)
+    rounds = do_rounds(source, folder, context, config.finetune, shares, change)
+    left = standing(channel_groups(restore_model(load_checkpoint(folder / NAME)), size), cost)
+    record = replace(begun, after=left.after, widths_after=left.widths_after)
+    return {**asdict(record), "rounds": rounds}
+
+
+def cost_of(config: PruneConfig, table: LayerTable | None) -> Cost:
+    """What `prune.by` counts."""
+    if config.by == "latency":
+        assert table is not None, "by=latency takes the times of the layers"
+        return table_cost(table, config.latency_table or "the table of this machine")
+    return {"macs": macs, "parameters": parameters}[config.by]
+
+
+def layer_times(groups: ChannelGroups, config: PruneConfig, threads: int, file: Path) -> LayerTable | None:
+    """What by=latency reads: the times that `file` has, or those of prune.latency_table, or of this machine.
+
+    None for by=macs and parameters. Raises LabError.
+    """
+    if config.by != "latency":
+        return None
+    if file.exists():
+        return LayerTable.read(file)
+    if config.latency_table is not None:
+        return LayerTable.read(Path(config.latency_table))
+    return measure_here(groups.layers, threads)
 
 
 def channel_scores(groups: ChannelGroups, importance: str, seed: int) -> dict[str, torch.Tensor]:

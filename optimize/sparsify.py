@@ -13,8 +13,7 @@ from torch import nn
 
 from configs.compress import SparsifyConfig
 from deploy.errors import LabError
-from optimize.finetune import finetune_config, train
-from optimize.rounds import begin, leave
+from optimize.rounds import START, begin, do_rounds
 from optimize.stage import Context, save_changed
 from train.checkpoint import NAME, load_checkpoint, restore_model
 from train.masks import mask_of, set_masks
@@ -22,8 +21,6 @@ from train.structure import plain, with_masks
 
 Masks = Mapping[str, torch.Tensor]
 """bool of the weight's shape by the layer's name; True is kept."""
-START = "start.pt"
-"""Of a round: the masked network that its training starts from."""
 
 
 @dataclass(frozen=True)
@@ -142,23 +139,17 @@ def sparsify_stage(source: Path, folder: Path, context: Context) -> dict[str, An
     first = restore_model(load_checkpoint(source))
     present = require_reachable(first, end, config.pattern, config.scope, config.dense)
     begin(folder, config, source)
-    rounds = []
-    for number, share in enumerate(cubic_schedule(present, end, config.rounds), 1):
-        own = folder / f"round-{number}"
-        start = own / START
-        if not start.exists():
-            checkpoint = load_checkpoint(source)
-            model = restore_model(checkpoint)
-            set_masks(model, choose_masks(model, share, config.pattern, config.scope, config.dense))
-            save_changed(own, checkpoint, model, with_masks(checkpoint.structure, model), START)
-        source = start
-        top1 = None
-        if config.finetune is not None:
-            top1 = train(finetune_config(start, own, context, config.finetune), own)["top1"]
-            source = own / NAME
-        rounds.append({"sparsity": share, "top1": top1})
-    leave(source, folder)
-    return {**asdict(sparsity_record(restore_model(load_checkpoint(source)))), "rounds": rounds}
+
+    def change(checkpoint_file: Path, own: Path, share: float) -> None:
+        checkpoint = load_checkpoint(checkpoint_file)
+        model = restore_model(checkpoint)
+        set_masks(model, choose_masks(model, share, config.pattern, config.scope, config.dense))
+        save_changed(own, checkpoint, model, with_masks(checkpoint.structure, model), START)
+
+    shares = cubic_schedule(present, end, config.rounds)
+    rounds = do_rounds(source, folder, context, config.finetune, shares, change)
+    record = sparsity_record(restore_model(load_checkpoint(folder / NAME)))
+    return {**asdict(record), "rounds": [{"sparsity": r["share"], "top1": r["top1"]} for r in rounds]}
 
 
 def final_sparsity(config: SparsifyConfig) -> float:

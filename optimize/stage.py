@@ -233,7 +233,7 @@ def time_in_turns(
         for session, feed, times in zip(sessions, feeds, samples, strict=True):
             times += measure_latency(
                 partial(session.run, None, feed),
-                warmup_s=0.05,
+                warmup_s=config.seconds / ROUNDS / 4,
                 min_duration_s=config.seconds / ROUNDS,
                 min_count=5,
             )

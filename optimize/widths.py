@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch_pruning as tp
@@ -19,18 +19,26 @@ class Layer:
     """A convolution or a linear layer, with what its cost depends on besides the widths."""
 
     name: str
-    kernel: tuple[int, int]
-    stride: int
+    module: nn.Module
+    """As it is before channels are cut."""
+    in_size: tuple[int, int]
+    """Of the input picture, px; 1 x 1 for a linear layer."""
     out_size: tuple[int, int]
-    """Of the output picture, px; 1 x 1 for a linear layer."""
-    depthwise: bool
-    bias: bool
     inputs: int
     outputs: int
     """Channels as the network has them now."""
     in_group: str | None
     """The group that its input channels belong to; None: they stay."""
     out_group: str | None
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """1 x 1 for a linear layer."""
+        return cast(tuple[int, int], getattr(self.module, "kernel_size", (1, 1)))
+
+    @property
+    def depthwise(self) -> bool:
+        return _is_depthwise(self.module)
 
     def at(self, widths: Widths) -> tuple[int, int]:
         """Input and output channels at these widths."""
@@ -91,40 +99,10 @@ def channel_groups(model: nn.Module, size: int) -> ChannelGroups:
                     inputs[name] = root
             if graph.is_in_channel_pruning_fn(dependency.handler):
                 inputs[name] = root
-    sizes = _output_sizes(model, image)
-    layers = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            height, width = module.kernel_size
-            layers.append(
-                Layer(
-                    name,
-                    (height, width),
-                    module.stride[0],
-                    sizes[name],
-                    _is_depthwise(module),
-                    module.bias is not None,
-                    module.in_channels,
-                    module.out_channels,
-                    inputs.get(name),
-                    outputs.get(name),
-                )
-            )
-        elif isinstance(module, nn.Linear):
-            layers.append(
-                Layer(
-                    name,
-                    (1, 1),
-                    1,
-                    (1, 1),
-                    False,
-                    module.bias is not None,
-                    module.in_features,
-                    module.out_features,
-                    inputs.get(name),
-                    outputs.get(name),
-                )
-            )
+    layers = [
+        Layer(name, module, in_size, out_size, *_channels(module), inputs.get(name), outputs.get(name))
+        for name, (module, in_size, out_size) in layer_sizes(model, size).items()
+    ]
     return ChannelGroups(graph, groups, tuple(layers))
 
 
@@ -141,28 +119,40 @@ def weights(layer: Layer, inputs: int, outputs: int) -> float:
 
 def parameters(layer: Layer, inputs: int, outputs: int) -> float:
     """With the bias of a linear layer, or the scale and shift of the BatchNorm behind a convolution."""
-    return weights(layer, inputs, outputs) + outputs * (1 if layer.bias else 2)
+    return weights(layer, inputs, outputs) + outputs * (2 if layer.module.bias is None else 1)
 
 
 def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
-def _output_sizes(model: nn.Module, image: torch.Tensor) -> dict[str, tuple[int, int]]:
-    sizes: dict[str, tuple[int, int]] = {}
+def _channels(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels, module.out_channels
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def layer_sizes(model: nn.Module, size: int) -> dict[str, tuple[nn.Module, tuple[int, int], tuple[int, int]]]:
+    """Each convolution and linear layer with the pictures that go in and come out, px; 1 x 1 for a linear
+    layer."""
+    found: dict[str, tuple[nn.Module, tuple[int, int], tuple[int, int]]] = {}
+
+    def picture(tensor: torch.Tensor) -> tuple[int, int]:
+        return (tensor.shape[-2], tensor.shape[-1]) if tensor.ndim == 4 else (1, 1)
 
     def note(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        return lambda module, given, made: sizes.update({name: (made.shape[-2], made.shape[-1])})
+        return lambda module, given, made: found.update({name: (module, picture(given[0]), picture(made))})
 
     hooks = [
         module.register_forward_hook(note(name))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.Conv2d | nn.Linear)
     ]
     training = model.training
     with torch.no_grad():
-        model.eval()(image)
+        model.eval()(torch.zeros(1, 3, size, size))
     model.train(training)
     for hook in hooks:
         hook.remove()
-    return sizes
+    return found

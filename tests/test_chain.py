@@ -83,6 +83,15 @@ def test_mistakes_are_refused(override: str, words: str) -> None:
         config(override)
 
 
+def test_the_settings_of_finetuning_have_one_home() -> None:
+    ours = config("finetune.epochs=3", "finetune.teachers=[]", "prune.finetune=${finetune}")
+    assert ours.sparsify.finetune == ours.prune.finetune == ours.finetune
+    assert (ours.finetune.epochs, ours.finetune.teachers) == (3, [])
+    alone = config("sparsify.finetune.epochs=2")
+    assert alone.sparsify.finetune == replace(alone.finetune, epochs=2)
+    assert config().prune.finetune is None
+
+
 def test_a_finetuning_is_the_training_but_for_what_it_says(tmp_path: Path) -> None:
     source = saved(network(), "resnet18", tmp_path)
     trained = load_checkpoint(source).config

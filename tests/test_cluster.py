@@ -22,15 +22,18 @@ from configs.schema import TrainConfig
 from deploy.errors import LabError
 from deploy.shared_weights import read_shared_weights, unpack
 from optimize.chain import run_chain
-from optimize.cluster import cluster, kmeans
+from optimize.cluster import cluster, cluster_stage, kmeans
 from optimize.export import compare_onnx, export_onnx
+from optimize.finetune import finetune
 from optimize.prune import prune
 from optimize.shared_weights import pack, write_shared_weights
 from tests.compressed import SIZE, SPEC, images, logits, resnet18, restored, saved, tiny
 from tests.processes import python
+from tests.rounds import different_tensors, killed, opened, settings, tiny_run
 from tests.test_train_run import TINY
 from train.checkpoint import load_checkpoint
 from train.codebooks import codebooks, share_weights
+from train.model import count_parameters
 from train.run import run
 from train.structure import plain
 
@@ -71,7 +74,9 @@ def test_kmeans_finds_the_nearest_of_the_means_and_the_same_each_time() -> None:
 def test_a_layer_has_as_many_values_as_its_bits_name() -> None:
     model = tiny()
     before = {name: m.weight.detach().clone() for name, m in model.named_modules() if hasattr(m, "weight")}
+    count = count_parameters(model)
     records = cluster(model, FOUR)
+    assert count_parameters(model) == count_parameters(plain(model)) == count
     assert all(count <= 2 ** records[name].bits for name, count in num_values(model).items())
     assert [record.bits for record in records.values()] == [8, 4, 4, 4, 8]
     for name, record in records.items():
@@ -137,7 +142,7 @@ def test_a_checkpoint_rebuilds_the_values(tmp_path: Path) -> None:
 def test_what_changes_weights_must_come_before() -> None:
     model = tiny()
     cluster(model, FOUR)
-    config = PruneConfig("l2", "macs", 0.5, "global", 8, 0.9, 1)
+    config = PruneConfig("l2", "macs", 0.5, "global", 8, 0.9, 1, None, 1, None)
     with pytest.raises(LabError, match=r"prune before it, as in stages=\[prune,factorise,cluster"):
         prune(model, SIZE, config, [], 0)
     with pytest.raises(LabError, match="cluster before it"):
@@ -287,3 +292,18 @@ def test_a_chain_is_trained_on_and_rebuilt_by_another_process(tmp_path: Path, st
     said: list[str] = []
     assert run_chain(config, said.append) == records
     assert not [line for line in said if line.endswith("...")], "a stage ran again"
+
+
+@pytest.mark.slow
+def test_a_killed_finetuning_of_shared_values_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    run_dir = tiny_run(tmp_path)
+    ours = opened(run_dir)
+    cluster_stage(run_dir / "checkpoint.pt", tmp_path / "cluster", ours)
+    source = tmp_path / "cluster" / "checkpoint.pt"
+    finetune(source, tmp_path / "whole", ours)
+    killed("inside", "killed", "finetune", source, tmp_path / "killed", settings(run_dir))
+    assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt").progress.step == 4
+    finetune(source, tmp_path / "killed", ours)
+    whole = tmp_path / "whole" / "checkpoint.pt"
+    assert different_tensors(tmp_path / "killed" / "checkpoint.pt", whole) == []
+    assert any(name.endswith(".indices") for name in load_checkpoint(whole).model)

@@ -202,7 +202,7 @@ def test_a_checkpoint_rebuilds_the_factors_also_after_pruning(tmp_path: Path) ->
     assert torch.equal(logits(again), logits(model))
 
     macs = count_macs(model, SIZE)
-    prune(model, SIZE, PruneConfig("l2", "macs", 0.5, "global", 8, 0.9, 1), [], 0)
+    prune(model, SIZE, PruneConfig("l2", "macs", 0.5, "global", 8, 0.9, 1, None, 1, None), [], 0)
     assert count_macs(model, SIZE) <= 0.5 * macs
     again = restored(saved(tmp_path / "pruned", model, [factors, channels_of(model)]))
     assert torch.equal(logits(again), logits(model))
@@ -212,4 +212,4 @@ def test_pruning_by_batchnorm_says_that_factors_have_none() -> None:
     model = tiny()
     factorise(model, SIZE, ENERGY)
     with pytest.raises(LabError, match="no BatchNorm"):
-        prune(model, SIZE, PruneConfig("bn_scale", "macs", 0.5, "global", 8, 0.9, 1), [], 0)
+        prune(model, SIZE, PruneConfig("bn_scale", "macs", 0.5, "global", 8, 0.9, 1, None, 1, None), [], 0)

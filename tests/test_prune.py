@@ -14,9 +14,11 @@ from torch import nn
 from configs.compress import PruneConfig
 from configs.load import load
 from configs.schema import TrainConfig
+from deploy.__main__ import main as deploy
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
-from optimize import layer_latency
+from deploy.layers import LayerTable
+from optimize.layer_latency import export_layers, grid, layer_key, table_cost
 from optimize.prune import channel_scores, least_important, prune
 from optimize.stage import count_macs, save_changed
 from optimize.widths import channel_groups, macs, parameters
@@ -27,7 +29,16 @@ from train.structure import apply_change, build_network, channels_of
 
 SIZE = 32
 HALF = PruneConfig(
-    importance="l1", by="macs", keep=0.5, scope="global", round_to=8, max_cut=0.9, num_images=4
+    importance="l1",
+    by="macs",
+    keep=0.5,
+    scope="global",
+    round_to=8,
+    max_cut=0.9,
+    num_images=4,
+    latency_table=None,
+    rounds=1,
+    finetune=None,
 )
 
 
@@ -140,27 +151,84 @@ def test_gradients_take_images() -> None:
         prune(network(), SIZE, replace(HALF, importance="taylor"), [], 0)
 
 
-def test_measured_layers_steer(monkeypatch: pytest.MonkeyPatch) -> None:
+def timed(model: nn.Module, size: int = SIZE) -> LayerTable:
     """A clock of our own: a layer takes as long as it has outputs, in the last stage a hundred times that."""
     times = {(4, 4): 1.0, (2, 2): 1.0, (1, 1): 100.0}
+    return LayerTable("ours", "1", 1, 1.0, {}, "", {
+        layer_key(layer, inputs, outputs): times.get(layer.out_size, 1.0) * outputs
+        for layer in channel_groups(model, size).layers
+        for inputs, outputs in grid(layer)
+    })  # fmt: skip
 
-    def measure(kernel: Any, stride: int, out: tuple[int, int], *rest: Any) -> float:
-        return times.get(out, 1.0) * float(rest[2])
 
-    monkeypatch.setattr(layer_latency, "_measure", measure)
+BY_LATENCY = replace(HALF, by="latency", importance="random", keep=0.6)
+
+
+def test_measured_layers_steer() -> None:
     model = network()
     layers = {layer.name: layer for layer in channel_groups(model, SIZE).layers}
-    cost = layer_latency.measured_cost(layers.values(), 1)
+    cost = table_cost(timed(model), "t.json")
     assert cost(layers["layer4.0.conv2"], 512, 300) == pytest.approx(30_000)
-    record = prune(model, SIZE, replace(HALF, by="latency", importance="random", keep=0.6), [], 0)
+    assert cost(layers["fc.1"], 77, 3) == pytest.approx(300)
+    record = prune(model, SIZE, BY_LATENCY, [], 0, timed(model))
     assert record.after <= 0.6 * record.before
     cut = {name for name, width in record.widths_before.items() if record.widths_after[name] < width}
     assert {name.split(".")[0] for name in cut} == {"layer4"}
 
 
-def test_a_layer_is_measured() -> None:
-    layer = channel_groups(network("mobilenet_v2"), SIZE).layers[0]
-    assert 0 < layer_latency.measured_cost([layer], 1)(layer, 3, 24) < 1000
+def test_times_are_linear_between_those_of_the_table() -> None:
+    layer = next(x for x in channel_groups(network(), SIZE).layers if x.name == "layer2.0.conv2")
+    times = {(i, o): float(i * o) for i in (32, 64) for o in (32, 64, 128)} | {(96, 128): 7.0}
+    table = replace(timed(network()), latency_ms={layer_key(layer, *at): ms for at, ms in times.items()})
+    cost = table_cost(table, "t.json")
+    assert cost(layer, 64, 128) == 64 * 128
+    assert cost(layer, 48, 100) == pytest.approx(48 * 100)  # bilinear
+    assert cost(layer, 80, 128) == pytest.approx((64 * 128 + 7) / 2)
+    for inputs, outputs in ((80, 100), (128, 128), (16, 64), (64, 16)):  # a neighbour is missing
+        with pytest.raises(LabError, match=rf"t\.json has no times around layer2.0.conv2 with {inputs} "):
+            cost(layer, inputs, outputs)
+
+
+def test_a_table_of_another_network_is_refused() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    for table in (timed(network("mobilenet_v2")), timed(model, 64)):
+        with pytest.raises(LabError, match=r"has no layer such as conv1 .*of another network or of another"):
+            prune(model, SIZE, BY_LATENCY, [], 0, table)
+    named = replace(timed(model), latency_ms={"conv1": 1.0})
+    with pytest.raises(LabError, match="'conv1': the name must end with two widths"):
+        prune(model, SIZE, BY_LATENCY, [], 0, named)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_layers_are_timed_as_files(tmp_path: Path) -> None:
+    """By the command that a device has; a table that it wrote prunes."""
+    groups = channel_groups(network("mobilenet_v2"), SIZE)
+    some = [*groups.layers[:2], groups.layers[-1]]
+    count = export_layers(some, tmp_path / "layers")
+    files = list((tmp_path / "layers").glob("*.onnx"))
+    assert (
+        len(files) == count == 5 + 5 + 5
+    )  # the stem keeps 3 inputs; a depthwise layer; the head its classes
+    assert max(file.stat().st_size for file in files) < 1000
+    out = tmp_path / "latency.json"
+    assert deploy(["layers", str(tmp_path / "layers"), "--out", str(out), "--seconds", "0.001"]) == 0
+    table = LayerTable.read(out)
+    assert table.latency_ms.keys() == {file.stem for file in files}
+    assert all(0 < table_cost(table, "t")(layer, layer.inputs, layer.outputs) < 1000 for layer in some)
+    assert deploy(["layers", str(tmp_path), "--out", str(out)]) == 2
+    with pytest.raises(LabError, match="is there and not empty"):
+        export_layers(some, tmp_path / "layers")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "x", '{"schema": 2}', '{"schema": 1, "threads": 1}'])
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(LabError, match=r"t\.json.*measure"):
+        LayerTable.read(tmp_path / "t.json")
+    replace(timed(network("mobilenet_v2")), latency_ms={"a-1-1": -1.0}).write(tmp_path / "t.json")
+    with pytest.raises(LabError, match=r"a-1-1 takes -1\.0 ms"):
+        LayerTable.read(tmp_path / "t.json")
 
 
 def saved(model: nn.Module, name: str, folder: Path) -> Path:

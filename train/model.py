@@ -11,6 +11,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from configs.schema import ModelConfig
+from train.codebooks import codebooks
 
 
 class ResNet20(ResNet):  # type: ignore[misc]  # torchvision has no types
@@ -103,4 +104,6 @@ def in_sequence(model: nn.Module) -> list[nn.Module]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Those that the network computes with: weights that share values count one by one."""
+    shared = sum(indices.numel() - codebook.numel() for codebook, indices in codebooks(model).values())
+    return shared + sum(parameter.numel() for parameter in model.parameters())

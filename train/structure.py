@@ -115,10 +115,11 @@ def _set_channels(model: nn.Module, change: Change) -> None:
     for name, (inputs, outputs) in change["layers"].items():
         old = model.get_submodule(name)
         if _widths(old) != [inputs, outputs]:
-            replace_module(model, name, _resized(old, inputs, outputs))
+            replace_module(model, name, resized(old, inputs, outputs))
 
 
-def _resized(old: nn.Module, inputs: int, outputs: int) -> nn.Module:
+def resized(old: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    """A layer of that kind with other channels, its weights random; a linear layer keeps its outputs."""
     if isinstance(old, nn.Conv2d):
         depthwise = old.groups == old.in_channels > 1
         return nn.Conv2d(
