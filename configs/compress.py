@@ -1,4 +1,4 @@
-"""The shape of `python -m optimize`'s config. The values stand in configs/optimize.yaml."""
+"""The configs of `python -m optimize` and of `optimize.search`; the values stand in YAML."""
 
 from __future__ import annotations
 
@@ -189,6 +189,7 @@ class LayersConfig:
     """Folder of the layers' files."""
 
 
+@dataclass(config=_CLOSED, frozen=True)
 class QatConfig:
     """Training with fake quantisers, whose ranges `calibration` sets."""
 
