@@ -153,6 +153,38 @@ def test_a_compressed_network_stands_beside_it_and_the_gate_holds(compressed: Pa
     assert [path.name for path in (left.root / "models").iterdir()] == ["fp32.onnx"]
 
 
+def test_every_precision_goes_into_the_bundle(compressed: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"checkpoint={compressed / 'checkpoint.pt'}", f"out={tmp_path}", *QUICK,
+        "precisions=[fp16,bf16,int8-weights,int8]", "calibration.equalise=true",
+        "calibration.correct_biases=true", "calibration.mixed=true",
+    ]  # fmt: skip
+    quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
+    bundle = open_bundle(tmp_path / "bundle")
+    forms = {v.name: (v.precision, v.backend) for v in bundle.variants}
+    assert forms == {
+        "fp32": ("fp32", "onnxruntime"), "fp16": ("fp16", "tensorrt"), "bf16": ("bf16", "tensorrt"),
+        "int8-weights": ("int8-weights", "onnxruntime"), "int8-cpu": ("int8", "onnxruntime"),
+        "int8": ("int8", "tensorrt"),
+    }  # fmt: skip
+    sizes = {name: bundle.path(name).stat().st_size / bundle.path("fp32").stat().st_size for name in forms}
+    assert sizes["fp16"] == pytest.approx(0.5, abs=0.02)
+    assert sizes["bf16"] == pytest.approx(0.5, abs=0.02)
+    assert sizes["int8-weights"] == pytest.approx(0.25, abs=0.02)
+    found = bundle.variant("int8").metrics
+    assert found["equalisation"]["pairs"]
+    assert found["bias_correction"]["num_layers"] == 21
+    assert found["mixed"]["met"]
+    assert found["mixed"]["keep_float"] == []
+    assert {"top1", "gate"} <= bundle.variant("bf16").metrics.keys()
+    # What a device should answer in half precision is near FP32, and not the same.
+    expected = bundle.expected()
+    for half in ("fp16", "bf16"):
+        np.testing.assert_allclose(expected[half], expected["fp32"], rtol=0.1, atol=0.05)
+        assert not np.array_equal(expected[half], expected["fp32"])
+    assert deploy(["verify", str(tmp_path / "bundle"), "--threads", "1"]) == 0
+
+
 def variant(name: str, same_as: str) -> Made:
     return Made(Variant(name, "", "int8", "onnxruntime", 1, {}, {}), Path(), same_as)
 
