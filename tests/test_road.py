@@ -56,11 +56,28 @@ def trained(images: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compressed(trained: Path) -> Path:
-    config = load(
-        "quantize_and_benchmark", QuantizeConfig, [f"checkpoint={trained / 'checkpoint.pt'}", *QUICK]
-    )
-    quantize_and_benchmark(config, [])
+def chain(trained: Path) -> Path:
+    """Half of the MACs, at random, and INT8."""
+    run_chain(load("optimize", OptimizeConfig, chain_of(trained)), print)
+    return trained / "optimize"
+
+
+def chain_of(trained: Path) -> list[str]:
+    return [
+        f"checkpoint={trained / 'checkpoint.pt'}", "stages=[prune,quantize]", "prune.importance=random",
+        "calibration.num_images=12", "latency.seconds=0.05", "gate.max_drop=100",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compressed(trained: Path, chain: Path) -> Path:
+    """Every precision and every option of quantisation, and the smaller network beside the first one."""
+    overrides = [
+        f"checkpoint={trained / 'checkpoint.pt'}", f"compressed=[{chain / '2-quantize' / 'checkpoint.pt'}]",
+        "precisions=[int8,fp16,bf16,int8-weights]", "calibration.equalise=true",
+        "calibration.correct_biases=true", "calibration.mixed=true", *QUICK,
+    ]  # fmt: skip
+    quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), [])
     return trained
 
 
@@ -70,17 +87,25 @@ def test_the_road_leaves_what_the_readme_names(compressed: Path) -> None:
         "checkpoint.pt", "config.yaml", "metrics.jsonl", "tensorboard", "logs", "bundle", "results.jsonl",
         "report.html", "scales.json",
     }  # fmt: skip
+    forms = ("fp32", "int8-cpu", "int8-weights")
+    on_this_cpu = [*forms, *(f"pruned-{form}" for form in forms)]
     measured = [(m.variant, m.kind, m.batch) for m in read_measurements(compressed / "results.jsonl")]
     assert measured == [
         (variant, kind, batch)
-        for variant in ("fp32", "int8-cpu")
+        for variant in on_this_cpu
         for kind, batch in (("latency", 1), ("throughput", 4))
     ]
 
 
 def test_the_bundle_carries_what_was_trained(compressed: Path) -> None:
     bundle = open_bundle(compressed / "bundle")
-    assert [v.name for v in bundle.variants] == ["fp32", "int8-cpu", "int8"]
+    forms = {v.name: (v.precision, v.backend) for v in bundle.variants}
+    ours = {
+        "fp32": ("fp32", "onnxruntime"), "int8-cpu": ("int8", "onnxruntime"), "int8": ("int8", "tensorrt"),
+        "fp16": ("fp16", "tensorrt"), "bf16": ("bf16", "tensorrt"),
+        "int8-weights": ("int8-weights", "onnxruntime"),
+    }  # fmt: skip
+    assert forms == ours | {f"pruned-{name}": form for name, form in ours.items()}
     assert bundle.input.class_names == ("class_000", "class_001", "class_002")
     assert (bundle.input.size, bundle.input.resize) == (32, 40)
     last = json.loads((compressed / "metrics.jsonl").read_text().splitlines()[-1])
@@ -116,58 +141,10 @@ def test_other_images_are_refused_and_the_bundle_stays(compressed: Path, images:
     assert (compressed / "bundle" / "bundle.json").read_bytes() == before
 
 
-def test_a_compressed_network_stands_beside_it_and_the_gate_holds(compressed: Path, tmp_path: Path) -> None:
-    """A chain that ends in INT8; then one bundle of both networks, without what has lost too much."""
-    checkpoint = f"checkpoint={compressed / 'checkpoint.pt'}"
-    chain = [
-        checkpoint, f"out={tmp_path / 'chain'}", "stages=[prune,quantize]", "prune.importance=random",
-        "calibration.num_images=12", "latency.seconds=0.05", "gate.max_drop=100",
-    ]  # fmt: skip
-    records = run_chain(load("optimize", OptimizeConfig, chain), print)
-    int8 = tmp_path / "chain" / "2-quantize"
-    assert records[2].onnx_bytes == (int8 / "int8-cpu.onnx").stat().st_size < records[1].onnx_bytes / 3
-    assert records[2].found["num_int8_convs"] == records[2].found["num_convs"] == 20
-    assert (int8 / "checkpoint.pt").read_bytes() == (int8.parent / "1-prune" / "checkpoint.pt").read_bytes()
-    assert run_chain(load("optimize", OptimizeConfig, chain), print) == records
-    with pytest.raises(LabError, match=r"2-quantize is of other settings .*'num_images': 6"):
-        run_chain(load("optimize", OptimizeConfig, [*chain, "calibration.num_images=6"]), print)
-
-    overrides = [
-        checkpoint, f"compressed=[{int8 / 'checkpoint.pt'}]", f"out={tmp_path}", *QUICK, "gate.max_drop=100",
-    ]  # fmt: skip
-    quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
-    bundle = open_bundle(tmp_path / "bundle")
-    assert [v.name for v in bundle.variants] == [
-        "fp32", "int8-cpu", "int8", "pruned-fp32", "pruned-int8-cpu", "pruned-int8",
-    ]  # fmt: skip
-    pruned = bundle.variant("pruned-int8")
-    assert pruned.num_parameters == records[1].parameters < bundle.variant("int8").num_parameters / 1.5
-    assert pruned.metrics["top1"] == bundle.variant("pruned-int8-cpu").metrics["top1"] == records[2].top1
-    assert pruned.metrics["gate"]["passed"]
-    left = build_bundle(
-        tmp_path / "less", name="less", spec=bundle.input, variants=[bundle.variant("fp32")], commands=[],
-        answers={},
-        models={v.name: bundle.path(v.name) for v in bundle.variants},
-        samples=choose_images(images_of(read_facts(compressed / NAME), tmp_path, None, print)[1].val, 2, 0),
-    )  # fmt: skip
-    assert [path.name for path in (left.root / "models").iterdir()] == ["fp32.onnx"]
-
-
-def test_every_precision_goes_into_the_bundle(compressed: Path, tmp_path: Path) -> None:
-    overrides = [
-        f"checkpoint={compressed / 'checkpoint.pt'}", f"out={tmp_path}", *QUICK,
-        "precisions=[fp16,bf16,int8-weights,int8]", "calibration.equalise=true",
-        "calibration.correct_biases=true", "calibration.mixed=true",
-    ]  # fmt: skip
-    quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), overrides)
-    bundle = open_bundle(tmp_path / "bundle")
-    forms = {v.name: (v.precision, v.backend) for v in bundle.variants}
-    assert forms == {
-        "fp32": ("fp32", "onnxruntime"), "fp16": ("fp16", "tensorrt"), "bf16": ("bf16", "tensorrt"),
-        "int8-weights": ("int8-weights", "onnxruntime"), "int8-cpu": ("int8", "onnxruntime"),
-        "int8": ("int8", "tensorrt"),
-    }  # fmt: skip
-    sizes = {name: bundle.path(name).stat().st_size / bundle.path("fp32").stat().st_size for name in forms}
+def test_every_precision_is_what_it_says(compressed: Path) -> None:
+    bundle = open_bundle(compressed / "bundle")
+    whole = bundle.path("fp32").stat().st_size
+    sizes = {v.name: bundle.path(v.name).stat().st_size / whole for v in bundle.variants}
     assert sizes["fp16"] == pytest.approx(0.5, abs=0.02)
     assert sizes["bf16"] == pytest.approx(0.5, abs=0.02)
     assert sizes["int8-weights"] == pytest.approx(0.25, abs=0.02)
@@ -182,7 +159,34 @@ def test_every_precision_goes_into_the_bundle(compressed: Path, tmp_path: Path) 
     for half in ("fp16", "bf16"):
         np.testing.assert_allclose(expected[half], expected["fp32"], rtol=0.1, atol=0.05)
         assert not np.array_equal(expected[half], expected["fp32"])
-    assert deploy(["verify", str(tmp_path / "bundle"), "--threads", "1"]) == 0
+
+
+def test_a_chain_ends_in_int8(compressed: Path, chain: Path) -> None:
+    records = run_chain(load("optimize", OptimizeConfig, chain_of(compressed)), print)  # done already
+    int8 = chain / "2-quantize"
+    assert records[2].onnx_bytes == (int8 / "int8-cpu.onnx").stat().st_size < records[1].onnx_bytes / 3
+    assert records[2].found["num_int8_convs"] == records[2].found["num_convs"] == 20
+    assert (int8 / "checkpoint.pt").read_bytes() == (chain / "1-prune" / "checkpoint.pt").read_bytes()
+    assert run_chain(load("optimize", OptimizeConfig, chain_of(compressed)), print) == records
+    with pytest.raises(LabError, match=r"2-quantize is of other settings .*'num_images': 6"):
+        run_chain(
+            load("optimize", OptimizeConfig, [*chain_of(compressed), "calibration.num_images=6"]), print
+        )
+    bundle = open_bundle(compressed / "bundle")
+    pruned = bundle.variant("pruned-int8")
+    assert pruned.num_parameters == records[1].parameters < bundle.variant("int8").num_parameters / 1.5
+    assert pruned.metrics["top1"] == bundle.variant("pruned-int8-cpu").metrics["top1"]
+    assert pruned.metrics["gate"]["passed"]
+
+
+def test_models_that_no_variant_names_stay_behind(compressed: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(compressed / "bundle")
+    left = build_bundle(
+        tmp_path / "less", name="less", spec=bundle.input, variants=[bundle.variant("fp32")], commands=[],
+        models={v.name: bundle.path(v.name) for v in bundle.variants}, answers={},
+        samples=choose_images(images_of(read_facts(compressed / NAME), tmp_path, None, print)[1].val, 2, 0),
+    )  # fmt: skip
+    assert [path.name for path in (left.root / "models").iterdir()] == ["fp32.onnx"]
 
 
 def variant(name: str, same_as: str) -> Made:

@@ -1,0 +1,71 @@
+"""Chains beside each other: what the table says of several checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from configs.schema import TrainConfig
+from deploy.errors import LabError
+from scripts.compare_chains import Chain, Outcome, format_outcomes, main, parse_chain
+from tests.test_chain import TINY
+from train.run import run
+
+
+def test_a_chain_has_a_name_and_overrides() -> None:
+    parsed = parse_chain("two rounds: stages=[prune] 'prune.finetune=${finetune}'")
+    assert parsed == Chain("two rounds", ("stages=[prune]", "prune.finetune=${finetune}"))
+    for text in ("stages=[prune]", ": stages=[prune]", "a/b: stages=[prune]"):
+        with pytest.raises(LabError, match='give "NAME: KEY=VALUE'):
+            parse_chain(text)
+
+
+def test_the_table_has_mean_deviation_and_median() -> None:
+    found = [
+        Outcome(0.90, 1.0, 0.5, 0.25, 0.5),
+        Outcome(0.92, -1.0, 0.5, 0.25, 0.9),
+        Outcome(0.94, 0.0, 0.5, 0.25, 0.6),
+    ]
+    lines = format_outcomes([0.91, 0.91, 0.94], {"taylor": found}).splitlines()
+    assert lines[0] == "| chain | top-1, % (3 checkpoints) | points | MACs | size | latency |"
+    assert lines[2] == "| as it was | 92.00 \u00b1 1.73 | | | | |"
+    assert lines[3] == "| taylor | 92.00 \u00b1 2.00 | +0.00 \u00b1 1.00 | 0.50 | 0.250 | 0.60 |"
+    alone = format_outcomes([0.91], {"taylor": [Outcome(0.90, 1.0, 0.5, 0.25, None)]}).splitlines()
+    assert alone[3] == "| taylor | 90.00 | -1.00 | 0.50 | 0.250 |  |"
+
+
+def test_a_mistake_is_told_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoints", "none.pt", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "a: stages=[prune] prune.kepe=0.5"]) == 2
+    assert "did you mean keep?" in capsys.readouterr().err
+    assert main([*arguments, "a: stages=[prune]"]) == 2
+    assert "no checkpoint none.pt" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("**/chain.log"))
+
+
+@pytest.mark.slow
+def test_chains_run_on_every_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [f"data.root={tmp_path / 'images'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    checkpoints = []
+    for seed in (0, 1):
+        run(load("train", TrainConfig, [*TINY, *files, f"seed={seed}", f"run_dir={tmp_path / str(seed)}"]))
+        checkpoints.append(str(tmp_path / str(seed) / "checkpoint.pt"))
+    arguments = [
+        "--checkpoints",
+        *checkpoints,
+        "--out",
+        str(tmp_path / "out"),
+        "--seconds",
+        "0.05",
+        "--slots",
+        "2",
+    ]
+    chains = ["l1: stages=[prune] prune.importance=l1", "random: stages=[prune] prune.importance=random"]
+    assert main([*arguments, *chains]) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| as it was", "| l1", "| random"]
+    assert table.count("\u00b1") == 5
+    assert main([*arguments, *chains[:1], "bad: stages=[prune] prune.keep=0.001"]) == 1
+    assert "see" in capsys.readouterr().err
