@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.compress import OptimizeConfig
+from configs.compress import OptimizeConfig, SearchConfig
 from configs.load import load, sweep_jobs
 from configs.schema import QuantizeConfig, TrainConfig, WriteShardsConfig
+from scripts.compare_chains import parse_chain
 from tests.processes import ROOT, python
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,6 +60,19 @@ def test_shard_commands_compose(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if " -m optimize " in c])
 def test_chains_compose(command: str) -> None:
     load("optimize", OptimizeConfig, shlex.split(command.split(" -m optimize ")[1]))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if " -m optimize.search " in c])
+def test_searches_compose(command: str) -> None:
+    load("search", SearchConfig, shlex.split(command.split(" -m optimize.search ")[1]))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if " -m scripts.compare_chains " in c])
+def test_compared_chains_compose(command: str) -> None:
+    chains = [parse_chain(w) for w in shlex.split(command) if ": " in w]
+    assert chains
+    for chain in chains:
+        load("optimize", OptimizeConfig, ["checkpoint=c", *chain.overrides])
 
 
 MODULES = sorted({m for c in commands() for m in re.findall(r"python3? -m ([\w.]+(?: bench| verify)?)", c)})
