@@ -17,8 +17,8 @@ from optimize.export import compare_onnx, export_onnx
 from optimize.files import write_model
 from optimize.int8 import Images, make_int8, plan_record
 from optimize.precision import emulated, to_bf16, to_fp16, weight_only
-from optimize.quantize import S8_NAME, U8_NAME
-from optimize.sensitivity import format_plan
+from optimize.quantize import S8_NAME, U8_NAME, QuantizeRecord
+from optimize.sensitivity import MixedPlan, format_plan
 from train.checkpoint import load_checkpoint, restore_model
 from train.model import count_parameters
 from train.structure import Structure, find_change, plain
@@ -67,8 +67,8 @@ def make_variants(
 ) -> list[Made]:
     """The variants of the checkpoint at `path`, their names beginning with `label`, their files in `work`.
 
-    INT8 files stand there with `scales.json`. A network of quantisation-aware training has INT8 variants
-    alone: it was fitted to these. Raises LabError.
+    INT8 files stand there with `scales.json`. A network of quantisation-aware training is fitted to its INT8
+    files, so it has these alone, but for the FP32 that others are held against. Raises LabError.
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.input_spec != images.spec:
@@ -116,33 +116,48 @@ def make_variants(
         )
 
     trained = find_change(checkpoint.structure, "fake_quant") is not None
-    made = [] if trained else [Made(plain_variant, fp32, plain_variant.name)]
+    made = [] if trained and label else [Made(plain_variant, fp32, plain_variant.name)]
     for precision in ["int8"] if trained else config.precisions:
         if precision != "int8":
-            file, record = work / f"{precision}.onnx", _WRITERS[precision]
-            found = record(fp32, file, images.batches(checked))
+            file, write = work / f"{precision}.onnx", _WRITERS[precision]
+            record = write(fp32, file, images.batches(checked))
             say(
-                f"{before}{precision}: {found.bytes / found.fp32_bytes:.2f} of the bytes, "
-                f"same class on {found.top1_agreement:.2%} of {found.num_images} images"
+                f"{before}{precision}: {record.bytes / record.fp32_bytes:.2f} of the bytes, "
+                f"same class on {record.top1_agreement:.2%} of {record.num_images} images"
             )
-            made.append(_half_or_weights(variant, precision, asdict(found), file))
+            made.append(_half_or_weights(variant, precision, asdict(record), file))
             continue
         quantised, plan = make_int8(
             fp32, model, checkpoint.structure, images, config.calibration, config.gate, config.seed, work
         )
-        say(
-            f"{before}quantised: {quantised.num_int8_convs} of {quantised.num_convs} convolutions in INT8, "
-            f"{quantised.method} over {quantised.num_images} training images; the TensorRT and the CPU form "
-            f"agree in every integer on {quantised.num_checked_images} images"
-        )
-        if plan is not None:
-            say(format_plan(plan))
+        say(before + _told(quantised, plan))
         metrics = asdict(quantised) | ({"mixed": plan_record(plan)} if plan else {})
         settings = asdict(config.calibration)
         cpu = variant("int8-cpu", "onnxruntime", metrics, calibration=settings)
         tensorrt = variant("int8", "tensorrt", metrics, calibration=settings)
         made += [Made(cpu, work / U8_NAME, cpu.name), Made(tensorrt, work / S8_NAME, cpu.name)]
     return made
+
+
+def _told(quantised: QuantizeRecord, plan: MixedPlan | None) -> str:
+    lines = [
+        f"quantised: {quantised.num_int8_convs} of {quantised.num_convs} convolutions in INT8, "
+        f"{quantised.method} over {quantised.num_images} training images; the TensorRT and the CPU form "
+        f"agree in every integer on {quantised.num_checked_images} images"
+    ]
+    if quantised.equalisation is not None:
+        fidelity = quantised.equalisation.fidelity
+        lines.append(
+            f"equalised: {len(quantised.equalisation.pairs)} pairs of layers; the float network changed by "
+            f"{fidelity.relative_error:.1e} on {fidelity.num_images} images that set no range"
+        )
+    if quantised.bias_correction is not None:
+        before, after = quantised.bias_correction.before, quantised.bias_correction.after
+        lines.append(
+            f"biases corrected: relative error of the logits {before.relative_error:.3f} before, "
+            f"{after.relative_error:.3f} after, on {before.num_images} images"
+        )
+    return "\n".join([*lines, *([format_plan(plan)] if plan else [])])
 
 
 def _half_or_weights(
