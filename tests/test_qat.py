@@ -283,6 +283,7 @@ def test_a_chain_killed_in_qat_ends_bit_for_bit_and_is_quantised_by_its_scales(t
     found = records[-1].found
     assert found["agreement"]["num_images"] == 6
     assert found["agreement"]["snr_db"] > 20
+    assert found["agreement"]["top1_agreement"] >= 0.995
     # The ranges moved, and the moving average has its own.
     saved, start = load_checkpoint(last / "checkpoint.pt"), load_checkpoint(last / START)
     assert saved.ema is not None
