@@ -105,12 +105,13 @@ def notes(found: Sequence[Row]) -> list[str]:
             "note: this CPU has no INT8 dot product (VNNI, dotprod), so INT8 gains less here than "
             "where there is one."
         )
-    for r in found:
-        if r.latency.cv > _NOISY_CV:
-            lines.append(
-                f"note: {r.about.variant}: latency varies by {r.latency.cv:.0%} of its mean; other work on "
-                "this machine or changing clocks. Measure again on a quiet one before you trust the tail."
-            )
+    if noisy := {r.about.variant: r.latency.cv for r in found if r.latency.cv > _NOISY_CV}:
+        least, most = f"{min(noisy.values()):.0%}", f"{max(noisy.values()):.0%}"
+        lines.append(
+            f"note: {', '.join(noisy)}: latency varies by {least if least == most else f'{least} to {most}'} "
+            "of its mean; other work on this machine or changing clocks. Measure again on a quiet one before "
+            "you trust the tail."
+        )
     return lines
 
 

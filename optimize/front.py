@@ -1,4 +1,4 @@
-"""What a search has found: the front, its table, and its variants."""
+"""What a search has found: the table of its front, and its variants."""
 
 from __future__ import annotations
 
@@ -11,25 +11,9 @@ from deploy.errors import LabError
 from optimize.chain import RECORD
 from optimize.quantize import S8_NAME, U8_NAME
 from optimize.stage import StageRecord
-from optimize.trials import Tried
+from optimize.trials import Tried, front
 from optimize.variants import Made
 from train.checkpoint import Facts
-
-
-def front(tried: Sequence[Tried]) -> list[Tried]:
-    """Those that no other beats in top-1, latency or size and equals in the rest (Pareto), fastest first."""
-
-    def costs(one: Tried) -> tuple[float, float, float]:
-        return -one.top1, one.latency, one.size
-
-    def beaten(one: Tried) -> bool:
-        mine = costs(one)
-        return any(
-            costs(other) != mine and all(a <= b for a, b in zip(costs(other), mine, strict=True))
-            for other in tried
-        )
-
-    return sorted((one for one in tried if not beaten(one)), key=lambda one: one.latency)
 
 
 def format_trials(tried: Sequence[Tried], max_drop: float) -> str:

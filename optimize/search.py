@@ -84,7 +84,9 @@ def read_trials(out: Path, settings: dict[str, Any]) -> list[Tried]:
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
-        raise LabError(f"{path} is no record of a search ({error}): give another out=...") from error
+        raise LabError(
+            f"{path} is no record of a search ({error!r}): remove it, or give another out=..."
+        ) from error
     other = sorted(key for key, value in settings.items() if raw["settings"].get(key) != value)
     if other:
         raise LabError(

@@ -101,3 +101,18 @@ def _propose(tried: Sequence[Tried], space: SpaceConfig, seed: int) -> Point:
     )
     found = study.ask(places).params
     return Point(**{name: values[found[name]] for name, values in axes.items()})
+
+
+def front(tried: Sequence[Tried]) -> list[Tried]:
+    """Those that no other beats in top-1, latency or size and equals in the rest (Pareto), fastest first."""
+    best = unbeaten([(-one.top1, one.latency, one.size) for one in tried])
+    return sorted((tried[i] for i in best), key=lambda one: one.latency)
+
+
+def unbeaten(costs: Sequence[tuple[float, ...]]) -> list[int]:
+    """The places of those that no other is below in one cost and not above in the rest (Pareto)."""
+    return [
+        i
+        for i, mine in enumerate(costs)
+        if not any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in costs)
+    ]

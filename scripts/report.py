@@ -16,14 +16,15 @@ from string import Template
 
 from configs.load import from_yaml
 from deploy.errors import LabError
-from deploy.manifest import read_manifest
-from deploy.results import read_measurements
+from scripts import report_chain as chain
 from scripts import report_classes as classes
 from scripts import report_figures as plots
 from scripts import report_html as html
+from scripts import report_search as search
 from scripts.report_diagnosis import heat_map, read_diagnoses, section
-from scripts.report_figures import Figure, Metrics, Series
-from scripts.report_html import SOURCES, Run
+from scripts.report_figures import Figure, Series
+from scripts.report_run import Run, read_run
+from scripts.report_trade_off import trade_off
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
@@ -58,41 +59,6 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return target
 
 
-def read_run(folder: Path) -> Run:
-    """Read what a run folder holds. Raises LabError when it holds none of SOURCES, or a broken one."""
-    missing = tuple(name for name in SOURCES if not (folder / name).is_file())
-    details = classes.read_record(folder / classes.CLASSES), classes.read_record(folder / classes.CV)
-    if len(missing) == len(SOURCES) and details == (None, None):
-        known = (*SOURCES, classes.CLASSES, classes.CV)
-        raise LabError(f"{folder}: holds none of {', '.join(known)}; give the folder of a run")
-    has = {name: name not in missing for name in SOURCES}
-    return Run(
-        path=folder,
-        label=folder.resolve().name,
-        metrics=_read_metrics(folder / "metrics.jsonl") if has["metrics.jsonl"] else [],
-        measurements=read_measurements(folder / "results.jsonl") if has["results.jsonl"] else [],
-        bundle=read_manifest(folder / "bundle") if has["bundle/bundle.json"] else None,
-        config=(folder / "config.yaml").read_text(encoding="utf-8") if has["config.yaml"] else "",
-        # The folder of a cross-validation has its folds' files in folders of their own.
-        missing=missing if details[1] is None else (),
-        classes=details[0],
-        cv=details[1],
-    )
-
-
-def _read_metrics(path: Path) -> Metrics:
-    found: Metrics = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break  # a run that is still writing; the line is whole the next time
-        try:
-            raw = json.loads(line)
-            found.append({**raw, "kind": str(raw["kind"]), "step": int(raw["step"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise LabError(f"{path}, line {number}: {error!r}; remove that line") from error
-    return found
-
-
 def render(runs: Sequence[Run]) -> str:
     """The whole page."""
     try:
@@ -100,11 +66,14 @@ def render(runs: Sequence[Run]) -> str:
     except ImportError as error:
         raise LabError("the report needs plotly: pip install plotly") from error
     labels = _labels(runs)
-    series = [Series(label, run.metrics, run.rows) for label, run in zip(labels, runs, strict=True)]
+    series = [
+        Series(label, run.metrics, run.rows, run.left_out) for label, run in zip(labels, runs, strict=True)
+    ]
     f1_leads = any(run.classes is not None and run.classes["headline"] == "macro_f1" for run in runs)
     figures = _figures(series, f1_leads)
     for i, run in enumerate(runs):
         figures |= classes.figures(run.classes, run.cv, i)
+        figures |= search.figures(run, i) | chain.figures(run, i)
     looked = read_diagnoses(labels, [run.path for run in runs])
     figures |= {name: heat_map(lines) for name, (_, lines) in looked.items()}
     body = [
@@ -114,7 +83,7 @@ def render(runs: Sequence[Run]) -> str:
         ),
         html.results(runs, labels),
         html.latency_section(figures),
-        *_class_sections(runs, labels, figures),
+        *_sections(runs, labels, figures),
         html.training_section(figures),
         section(looked),
         html.provenance(runs, labels),
@@ -131,11 +100,15 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _class_sections(
-    runs: Sequence[Run], labels: Sequence[str], figures: dict[str, Figure | None]
-) -> Iterator[str]:
+def _sections(runs: Sequence[Run], labels: Sequence[str], figures: dict[str, Figure | None]) -> Iterator[str]:
+    """Those that a run has for itself."""
     alone = len(runs) == 1
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        whose = "" if alone else f": {label}"
+        if run.search:
+            yield search.section(run, whose, figures, i)
+        if run.chain:
+            yield chain.section(run, whose, figures, i)
         if run.classes is not None:
             yield classes.section(run.classes, label, figures, i, alone)
         if run.cv is not None:
@@ -170,6 +143,8 @@ def _story(run: Run) -> str:
     if run.bundle:
         side = run.bundle.input.size
         words.append(f"{run.bundle.input.num_classes} classes at {side} x {side} px")
+    if run.search:
+        words.append(f"{len(run.search)} trials of a search")
     if run.measurements:
         machine = run.measurements[-1].machine
         words.append(f"measured on {machine.get('device') or machine.get('cpu') or 'an unnamed machine'}")
@@ -181,7 +156,7 @@ def _figures(series: Sequence[Series], f1_leads: bool) -> dict[str, Figure | Non
     accuracies = [("eval", "top1", "top-1", 100), ("eval", "top5", "top-5", 100)]
     accuracies = [f1, *accuracies] if f1_leads else [*accuracies, f1]
     return {
-        "trade-off": plots.trade_off(series),
+        "trade-off": trade_off(series),
         "histogram": plots.histogram(series),
         "tail": plots.tail(series),
         "loss": plots.curve(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.report_figures import COLOURS, Figure
+from scripts.report_figures import COLOURS, Figure, legend
 
 # Faint at 0, so that it reads on white and on near-black.
 _SCALE = [[0, "rgba(59,130,246,0.05)"], [0.5, "rgba(59,130,246,0.55)"], [1, "#3b82f6"]]
@@ -35,15 +35,12 @@ def pr_curves(curves: Sequence[dict[str, Any]]) -> Figure | None:
     ]
     if not traces:
         return None
-    # Over the plot there is room for the names of a few; beside it, on a wide page, for more.
-    many = len(traces) > 6
-    beside = {"legend": {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"}}
     return {
         "data": traces,
         "layout": {
             "xaxis": {"title": {"text": "recall"}, "range": [0, 1.01], "tickformat": ".0%"},
             "yaxis": {"title": {"text": "precision"}, "range": [0, 1.03], "tickformat": ".0%"},
-            **(beside if many else {}),
+            **legend(len(traces)),
         },
     }
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploy.errors import LabError
 from scripts import report_class_figures as plots
 from scripts.report_figures import Figure
-from scripts.report_html import card, note, plot_cards
+from scripts.report_html import card, note, plot_cards, table, tr
 from train.class_metrics import HEADLINES, extremes
 
-CLASSES = "classes.json"
-CV = "cv.json"
 MOST_ROWS = 30
 NAMES = {
     **HEADLINES,
@@ -29,20 +24,6 @@ NAMES = {
     "loss": "loss",
 }
 _COLUMNS = ("precision", "recall", "f1", "auc_roc", "average_precision")
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """classes.json or cv.json; None where it is not there. Raises LabError where it is broken."""
-    if not path.is_file():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        required = {CLASSES: ("headline", "values", "classes", "pr_curves"), CV: ("folds", "metrics")}
-        for key in required[path.name]:
-            found[key]
-    except (ValueError, TypeError, KeyError) as error:
-        raise LabError(f"{path} cannot be read ({error!r}); remove it or write it anew") from error
-    return found
 
 
 def figures(classes: dict[str, Any] | None, cv: dict[str, Any] | None, run: int) -> dict[str, Figure | None]:
@@ -83,16 +64,16 @@ def section(
         hint += f" The 15 worst and the 5 best of {len(rows):,} classes by F1; predictions.npz holds all."
     head = ["class", "training<br>images", "validation<br>images", "precision", "recall", "F1", "AUC-ROC",
             "average<br>precision"]  # fmt: skip
-    lines = ["<tr>" + "".join(f"<th>{text}</th>" for text in head) + "</tr>"]
+    lines = []
     for i in shown:
         row = rows[i]
         counts = [f"{row['train']:,}", f"{row['val']:,}"]
-        lines.append(_line([escape(row["name"]), *counts, *(_cell(row[column]) for column in _COLUMNS)]))
+        lines.append(tr([escape(row["name"]), *counts, *(_cell(row[column]) for column in _COLUMNS)]))
     # A mean over the classes of precision is not among the values, and would say little.
     values = classes["values"]
     means = ["mean of the classes", "", "", "", _cell(values["balanced_accuracy"]), _cell(values["macro_f1"]),
              _cell(values.get("auc_roc")), _cell(values.get("average_precision"))]  # fmt: skip
-    lines.insert(1, _line(means))
+    lines.insert(0, tr(means))
     title = "Classes" if alone else f"Classes: {escape(label)}"
     missing = "" if classes["confusion"] is not None else note(
         f"The confusion matrix of {len(rows):,} classes is not drawn; predictions.npz has what it takes."
@@ -107,7 +88,7 @@ def section(
     frequencies = [(f"frequencies-{run}", "How many images, how well", "The commonest class first.")]
     return (
         f'<section><h2>{title}</h2><p class="hint">{escape(hint)}</p>'
-        f'<div class="card scroll"><table>{"".join(lines)}</table></div>{missing}</section>'
+        f"{table(head, lines)}{missing}</section>"
         + plot_cards(drawn, panels, "grid")
         + plot_cards(drawn, frequencies, "")
     )
@@ -117,25 +98,19 @@ def cross_validation(
     cv: dict[str, Any], label: str, drawn: Mapping[str, Figure | None], run: int, alone: bool
 ) -> str:
     """Mean and standard deviation of each figure over the folds, and the out-of-fold confusion."""
-    head = "".join(f"<th>{text}</th>" for text in ("figure", "mean", "standard<br>deviation", "of each fold"))
-    lines = [f"<tr>{head}</tr>"]
+    head = ["figure", "mean", "standard<br>deviation", "of each fold"]
+    lines = []
     for name, found in cv["metrics"].items():
         form = _plain if name == "loss" else _cell
         folds = ", ".join(form(value) for value in found["values"])
         cells = [escape(NAMES.get(name, name)), form(found["mean"]), form(found["std"]), folds]
-        lines.append(_line(cells))
+        lines.append(tr(cells))
     title = "Cross-validation" if alone else f"Cross-validation: {escape(label)}"
     hint = f"{cv['folds']} folds; every image is in the validation part of exactly one."
     panels = [(f"cv-confusion-{run}", "Confusion, out of fold", "By the network that never saw the image.")]
-    return (
-        f'<section><h2>{title}</h2><p class="hint">{hint}</p>'
-        f'<div class="card scroll"><table>{"".join(lines)}</table></div></section>'
-        + plot_cards(drawn, panels, "")
+    return f'<section><h2>{title}</h2><p class="hint">{hint}</p>{table(head, lines)}</section>' + plot_cards(
+        drawn, panels, ""
     )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[int]:

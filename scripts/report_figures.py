@@ -16,8 +16,11 @@ Metrics = list[dict[str, Any]]
 
 # Readable on white and on near-black; the order keeps neighbours apart for colour-blind eyes.
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#e0518f", "#8b5cf6", "#14b8c4", "#ef5b4c", "#94a3b8")
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "cross", "hexagon", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
+MANY = 6
+"""Lines of one plot; more want a legend beside it, and the width of the page."""
+BEHIND = 0.35
+"""Opacity of what another beats."""
 _MAX_POINTS = 1500  # a curve; more only makes the page heavy
 
 
@@ -28,64 +31,8 @@ class Series:
     label: str
     metrics: Metrics
     rows: list[Row]
-
-
-def trade_off(runs: Sequence[Series]) -> Figure | None:
-    """Top-1 against p50, one point a variant; None where no accuracy was measured."""
-    traces: list[dict[str, Any]] = []
-    for i, run in enumerate(runs):
-        for j, row in enumerate(run.rows):
-            top1 = row.about.accuracy.top1
-            if top1 is None:
-                continue
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers+text",
-                    "name": _name(runs, run, row),
-                    "x": [row.latency.p50_ms],
-                    "y": [top1 * 100],
-                    "text": [row.about.variant],
-                    "textposition": ("top center", "bottom center", "bottom center", "top center")[j % 4],
-                    "cliponaxis": False,
-                    "marker": {
-                        "color": _colour(runs, i, j),
-                        "symbol": _SYMBOLS[j % len(_SYMBOLS)] if len(runs) > 1 else "circle",
-                        "size": 12 + 3 * math.log2(1 + row.about.file_bytes / 2**20),
-                        "opacity": 0.9,
-                    },
-                    "error_x": {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [row.latency.p99_ms - row.latency.p50_ms],
-                        "arrayminus": [0],
-                        "thickness": 1.5,
-                        "color": _colour(runs, i, j),
-                    },
-                    "hovertemplate": _hover(run, row),
-                }
-            )
-    if not traces:
-        return None
-    values = [trace["y"][0] for trace in traces]
-    # Padded, and never less than a point high: noise of a hundredth must not look like a cliff.
-    pad = max(0.5, (max(values) - min(values)) * 0.35)
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {
-                "title": {"text": "p50 latency, ms (log); whisker to p99"},
-                "type": "log",
-                **_few_ticks(),
-            },
-            "yaxis": {
-                "title": {"text": "top-1, %"},
-                "range": [min(values) - pad, min(100.0, max(values)) + pad],
-            },
-            "showlegend": len(runs) > 1,
-            "annotations": [_corner("↖ faster, more accurate", 0.01, 0.99)],
-        },
-    }
+    left_out: frozenset[str]
+    """The variants that its bundle does not hold."""
 
 
 def histogram(runs: Sequence[Series]) -> Figure | None:
@@ -99,12 +46,12 @@ def histogram(runs: Sequence[Series]) -> Figure | None:
     traces, lines = [], []
     for i, j, run, row in timed:
         counts, _ = np.histogram(row.about.latency_samples_ms, edges)
-        colour = _colour(runs, i, j)
+        colour = colour_of(runs, i, j)
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines",
-                "name": _name(runs, run, row),
+                "name": name_of(runs, run, row),
                 "x": edges[:-1].round(5).tolist(),
                 "y": (100 * counts / len(row.about.latency_samples_ms)).round(3).tolist(),
                 "line": {"shape": "hv", "color": colour, "width": 1.5},
@@ -127,9 +74,10 @@ def histogram(runs: Sequence[Series]) -> Figure | None:
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"title": {"text": "latency, ms (log); dotted: p50"}, "type": "log", **_few_ticks()},
+            "xaxis": {"title": {"text": "latency, ms (log); dotted: p50"}, "type": "log", **few_ticks()},
             "yaxis": {"title": {"text": "share of queries, %"}, "rangemode": "tozero"},
             "shapes": lines,
+            **legend(len(traces)),
         },
     }
 
@@ -145,7 +93,7 @@ def tail(runs: Sequence[Series]) -> Figure | None:
         count = len(ordered)
         # Log-spaced ranks from the slow end: every one of the slowest is kept, the bulk is thinned.
         ranks = np.unique(np.geomspace(1, count, min(count, _MAX_POINTS // 2)).astype(int))
-        colour, name = _colour(runs, i, j), _name(runs, run, row)
+        colour, name = colour_of(runs, i, j), name_of(runs, run, row)
         traces.append(
             {
                 "type": "scatter",
@@ -180,15 +128,22 @@ def tail(runs: Sequence[Series]) -> Figure | None:
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"title": {"text": "latency, ms (log)"}, "type": "log", **_few_ticks()},
+            "xaxis": {"title": {"text": "latency, ms (log)"}, "type": "log", **few_ticks()},
             "yaxis": {
                 "title": {"text": "queries at least as slow"},
                 "type": "log",
                 "tickvals": [100, 50, 10, 1, 0.1, 0.01],
                 "ticktext": ["all", "p50", "p90", "p99", "p99.9", "p99.99"],
             },
+            **legend(len(timed)),
         },
     }
+
+
+def legend(count: int) -> dict[str, Any]:
+    """Over the plot there is room for the names of a few; beside it, on a wide page, for more."""
+    beside = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"}
+    return {"legend": beside} if count > MANY else {}
 
 
 def curve(
@@ -208,7 +163,7 @@ def curve(
             if not points:
                 continue
             name = f"{run.label}: {words}" if len(runs) > 1 else words
-            colour = _colour(runs, i, j)
+            colour = colour_of(runs, i, j)
             look = {"color": colour, "width": 2, "dash": _DASHES[j % 4] if len(runs) > 1 else "solid"}
             if kind == "train" and key != "lr":
                 traces.append(
@@ -228,6 +183,29 @@ def curve(
             "showlegend": len({t["name"] for t in traces if t.get("showlegend", True)}) > 1,
         },
     }
+
+
+def front_line(points: Sequence[tuple[float, float]], colour: str) -> list[dict[str, Any]]:
+    """The edge of what nothing beats, x less and y more: it rises only where a point is. One has no edge."""
+    ordered = sorted(set(points))
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "front",
+        "x": [x for x, _ in ordered],
+        "y": [y for _, y in ordered],
+        "line": {"shape": "hv", "color": colour, "width": 1.5},
+        "opacity": 0.7,
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    return [line] if len(ordered) > 1 else []
+
+
+def level(y: float, colour: str, dash: str) -> dict[str, Any]:
+    """A line across the plot."""
+    place = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "layer": "below"}
+    return {**place, "opacity": 0.7, "line": {"color": colour, "width": 1.5, "dash": dash}}
 
 
 def _line(
@@ -269,48 +247,16 @@ def _timed(runs: Sequence[Series]) -> list[tuple[int, int, Series, Row]]:
     ]
 
 
-def _colour(runs: Sequence[Series], run: int, part: int) -> str:
+def colour_of(runs: Sequence[Series], run: int, part: int) -> str:
     """A colour a run; with a single run, a colour a variant or curve."""
     return COLOURS[(run if len(runs) > 1 else part) % len(COLOURS)]
 
 
-def _name(runs: Sequence[Series], run: Series, row: Row) -> str:
+def name_of(runs: Sequence[Series], run: Series, row: Row) -> str:
     return f"{run.label}: {row.about.variant}" if len(runs) > 1 else row.about.variant
 
 
-def _hover(run: Series, row: Row) -> str:
-    m = row.about
-    many = row.throughput
-    lines = [
-        f"<b>{m.variant}</b> ({run.label})",
-        f"top-1 {_number(m.accuracy.top1, '.2%')} on {m.accuracy.num_images} images",
-        f"agrees with fp32: {_number(m.accuracy.agreement_with_fp32, '.2%')}",
-        f"p50 {row.latency.p50_ms:.3f} ms, p90 {row.latency.p90_ms:.3f}, p99 {row.latency.p99_ms:.3f}",
-        f"speed-up {_number(row.speedup, '.2f')}",
-        f"images/s {_number(many.throughput_images_per_s if many else None, '.0f')}",
-        f"{m.file_bytes / 2**20:.2f} MiB, peak memory {_number(m.peak_memory_mib, '.0f')} MiB",
-        f"{m.backend} {m.backend_version}, {m.threads} threads, batch {m.batch}, {m.rule.count} queries",
-    ]
-    return "<br>".join(lines).replace("%{", "% {") + "<extra></extra>"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "not measured" if value is None else format(value, form)
-
-
-def _corner(text: str, x: float, y: float) -> dict[str, Any]:
-    return {
-        "text": text,
-        "xref": "paper",
-        "yref": "paper",
-        "x": x,
-        "y": y,
-        "showarrow": False,
-        "opacity": 0.6,
-    }
-
-
-def _few_ticks() -> dict[str, Any]:
+def few_ticks() -> dict[str, Any]:
     """1, 2, 5, 10 ... on a logarithmic axis: plotly's own crowd on a phone."""
     values = [a * 10.0**e for e in range(-3, 5) for a in (1, 2, 5)]
     return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}

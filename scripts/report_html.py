@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from deploy.manifest import Bundle
 from deploy.results import Measurement
-from deploy.table import Row, notes, rows
-from scripts.report_figures import COLOURS, Figure, Metrics
-
-SOURCES = {
-    "metrics.jsonl": "the training curves",
-    "results.jsonl": "the measurements",
-    "bundle/bundle.json": "the bundle's provenance",
-    "config.yaml": "the configuration",
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What there is of one run folder; `missing` names the files that are not there."""
-
-    path: Path
-    label: str
-    metrics: Metrics
-    measurements: list[Measurement]
-    bundle: Bundle | None
-    config: str
-    missing: tuple[str, ...]
-    classes: dict[str, Any] | None
-    """classes.json: each class of the last evaluation."""
-    cv: dict[str, Any] | None
-    """cv.json: the folds of a cross-validation."""
-
-    @property
-    def rows(self) -> list[Row]:
-        return rows(self.measurements)
+from deploy.table import Row, notes
+from scripts.report_figures import COLOURS, MANY, Figure
+from scripts.report_run import SOURCES, Run
 
 
 def headline(run: Run, label: str, index: int, count: int, lead: str) -> str:
     """The figures of one run; `lead` stands before those of the device."""
     fp32 = next((r for r in run.rows if r.about.precision == "fp32"), None)
-    quantised = [r for r in run.rows if r.about.precision.startswith("int")]
+    shipped = [r for r in run.rows if r.about.variant not in run.left_out]
+    quantised = [r for r in shipped if r.about.precision.startswith("int")]
     best = min(quantised, key=lambda r: r.latency.p50_ms, default=fp32)
     parts = [lead]
     if best is not None:
@@ -107,20 +79,24 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
     found = [(label, i, r) for i, (run, label) in enumerate(zip(runs, labels, strict=True)) for r in run.rows]
     if not found:
         return ""
-    fastest = min(r.latency.p50_ms for _, _, r in found)
-    most = max((r.about.accuracy.top1 or 0 for _, _, r in found), default=0)
+    shipped = [r for _, i, r in found if r.about.variant not in runs[i].left_out]
+    fastest = min((r.latency.p50_ms for r in shipped), default=None)
+    most = max((r.about.accuracy.top1 or 0 for r in shipped), default=None)
     lines = []
     for label, i, r in found:
         many = r.throughput.throughput_images_per_s if r.throughput else None
         batch = f"<small>batch {r.throughput.batch}</small>" if r.throughput else ""
         name = _dot(i, len(runs)) + " " + escape(r.about.variant)
         source = f"{label}, " if len(runs) > 1 else ""
+        mark = runs[i].mark(r.about.variant)
+        out = r.about.variant in runs[i].left_out
         cells = [
-            f"{name}<small>{escape(source)}for {escape(r.about.made_for)}</small>",
-            _cell(r.about.accuracy.top1, ".2%", best=most),
+            f"{name}<small>{escape(source)}for {escape(r.about.made_for)}</small>"
+            + (f'<small class="bad">{escape(mark)}</small>' if mark else ""),
+            _cell(r.about.accuracy.top1, ".2%", best=None if out else most),
             _cell(r.about.accuracy.agreement_with_fp32, ".2%"),
             f"{r.about.file_bytes / 2**20:.2f}",
-            _cell(r.latency.p50_ms, ".3f", best=fastest),
+            _cell(r.latency.p50_ms, ".3f", best=None if out else fastest),
             f"{r.latency.p90_ms:.3f}",
             f"{r.latency.p99_ms:.3f}",
             f"{r.latency.cv:.1%}",
@@ -128,7 +104,7 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
             _cell(r.about.peak_memory_mib, ".0f"),
             "-" if r.speedup is None else f"{r.speedup:.2f}x",
         ]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        lines.append(tr(cells))
     head = [
         "variant", "top-1", "agrees<br>with FP32", "size<br>MiB", "p50<br>ms", "p90<br>ms", "p99<br>ms",
         "cv", "images/s", "peak<br>MiB", "speed-up",
@@ -138,11 +114,7 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
         f"Latency: one synchronous query at a time, batch {found[0][2].latency_batch}, "
         f"{rule.inside_the_clock}; no sample is clipped. Accuracy is of the very file and session timed."
     )
-    table = "<tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr>" + "".join(lines)
-    return (
-        f'<section><h2>Results</h2><p class="hint">{escape(hint)}</p>'
-        f'<div class="card scroll"><table>{table}</table></div></section>'
-    )
+    return f'<section><h2>Results</h2><p class="hint">{escape(hint)}</p>{table(head, lines)}</section>'
 
 
 def latency_section(figures: Mapping[str, Figure | None]) -> str:
@@ -150,7 +122,8 @@ def latency_section(figures: Mapping[str, Figure | None]) -> str:
         (
             "trade-off",
             "Accuracy against latency",
-            "One point a variant, its area growing with the file's size.",
+            "One point a variant, its area growing with the file's size. The line is the front, which no "
+            "other beats; behind it is faint, hollow is not in the bundle, dotted is FP32's accuracy.",
         ),
     ]
     pair = [
@@ -160,7 +133,9 @@ def latency_section(figures: Mapping[str, Figure | None]) -> str:
     missing = ""
     if figures["tail"] and not figures["trade-off"]:
         missing = note("No accuracy was measured, so there is no plot of it: run the bench with --images.")
-    return missing + plot_cards(figures, panels, "") + plot_cards(figures, pair, "grid")
+    timed = figures["histogram"]
+    layout = "rows" if timed and len(timed["data"]) > MANY else "grid"
+    return missing + plot_cards(figures, panels, "") + plot_cards(figures, pair, layout)
 
 
 def training_section(figures: Mapping[str, Figure | None]) -> str:
@@ -186,6 +161,25 @@ def plot_cards(
         if figures[name]
     ]
     return f'<section class="{layout}">{"".join(cards)}</section>' if cards else ""
+
+
+def table(head: Sequence[str], lines: Sequence[str]) -> str:
+    """`head`: HTML of the columns' names; `lines`: rows of HTML."""
+    names = "".join(f"<th>{text}</th>" for text in head)
+    return f'<div class="card scroll"><table><tr>{names}</tr>{"".join(lines)}</table></div>'
+
+
+def tr(cells: Sequence[str], look: str = "") -> str:
+    """A row of HTML; `look`: its class."""
+    kind = f' class="{look}"' if look else ""
+    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def points_lost(drop: float, max_drop: float | None) -> str:
+    """The change in points of top-1, marked where the gate, if it is known, does not allow it."""
+    text = f"{round(-drop, 2) + 0.0:+.2f}"  # no -0.00
+    failed = max_drop is not None and round(drop, 6) > max_drop  # rounded as the gate does
+    return f'<span class="bad">GATE {text}</span>' if failed else text
 
 
 def provenance(runs: Sequence[Run], labels: Sequence[str]) -> str:

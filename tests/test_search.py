@@ -14,9 +14,9 @@ from configs.schema import TrainConfig
 from deploy.bundle import open_bundle
 from deploy.errors import LabError
 from deploy.results import read_measurements
-from optimize.front import format_trials, front
+from optimize.front import format_trials
 from optimize.search import RECORD, main, read_trials, stages_of
-from optimize.trials import Point, Tried, all_points, next_point
+from optimize.trials import Point, Tried, all_points, front, next_point
 from tests.test_chain import TINY
 from train.run import run
 
