@@ -31,5 +31,5 @@ def test_memory_that_a_step_frees_is_not_fetched_again() -> None:
         done = python("-c", STEPS, how)
         assert done.returncode == 0, done.stderr
         faults[how] = int(done.stdout)
-    # 16 tensors of 1,024 pages in each of 5 steps.
-    assert faults["kept"] < 1000 < faults["left"]
+    # 16 tensors of 4 MiB in each of 5 steps: 1,024 faults each, or 2 where the kernel gives huge pages.
+    assert 4 * faults["kept"] < faults["left"]
