@@ -306,7 +306,7 @@ class LoaderConfig:
     """Batches kept ready."""
 
 
-ModelName = Literal["resnet20", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+ModelName = Literal["resnet8", "resnet20", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 
 
 @dataclass(config=_CLOSED, frozen=True)

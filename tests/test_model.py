@@ -14,6 +14,7 @@ from train.model import build_model, count_parameters, stages
 # torchvision's own figures for 1000 classes, in millions; ResNet-20 has 0.27 for 10
 # (He et al. 2015, table 6).
 PARAMETERS = {
+    "resnet8": 0.144,
     "resnet20": 0.339,
     "resnet18": 11.690,
     "resnet34": 21.798,
@@ -65,4 +66,4 @@ def test_every_parameter_is_in_one_stage(name: str) -> None:
     found = [p for modules in parts.values() for module in modules for p in module.parameters()]
     assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
     assert list(parts)[-1] == "head"
-    assert len(parts) == (5 if name == "resnet20" else 6)
+    assert len(parts) == (5 if name in ("resnet8", "resnet20") else 6)

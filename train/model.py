@@ -1,8 +1,9 @@
-"""torchvision's networks, and ResNet-20 of its blocks, with our stem and head, and their parts."""
+"""torchvision's networks, and small ones of its blocks, with our stem and head, and their parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torchvision
@@ -14,20 +15,21 @@ from configs.schema import ModelConfig
 from train.codebooks import codebooks
 
 
-class ResNet20(ResNet):  # type: ignore[misc]  # torchvision has no types
-    """He et al. 2015, section 4.2: three stages of 16, 32 and 64 channels, 0.27 M parameters.
+class SmallResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
+    """He et al. 2015, section 4.2: three stages of 16, 32 and 64 channels; ResNet-20 has 0.27 M parameters.
 
-    torchvision's blocks, with its 1 x 1 convolution in the shortcut where the resolution halves (option B).
+    `blocks` of each stage: depth 6 blocks + 2. torchvision's blocks, with its 1 x 1 convolution in the
+    shortcut where the resolution halves (option B).
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, blocks: int, num_classes: int) -> None:
         super().__init__(BasicBlock, [1, 1, 1, 1], num_classes)
         self.inplanes = 16
         self.conv1 = nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._make_layer(BasicBlock, 16, 3)
-        self.layer2 = self._make_layer(BasicBlock, 32, 3, stride=2)
-        self.layer3 = self._make_layer(BasicBlock, 64, 3, stride=2)
+        self.layer1 = self._make_layer(BasicBlock, 16, blocks)
+        self.layer2 = self._make_layer(BasicBlock, 32, blocks, stride=2)
+        self.layer3 = self._make_layer(BasicBlock, 64, blocks, stride=2)
         self.layer4 = nn.Identity()
         self.fc = nn.Linear(64, num_classes)
         for module in self.modules():
@@ -36,7 +38,8 @@ class ResNet20(ResNet):  # type: ignore[misc]  # torchvision has no types
 
 
 _RESNETS: dict[str, Callable[..., nn.Module]] = {
-    "resnet20": ResNet20,
+    "resnet8": partial(SmallResNet, 1),
+    "resnet20": partial(SmallResNet, 3),
     "resnet18": torchvision.models.resnet18,
     "resnet34": torchvision.models.resnet34,
     "resnet50": torchvision.models.resnet50,
