@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import statistics
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.compress import LatencyConfig, OptimizeConfig
-from configs.load import load
+from configs.load import load, override
 from deploy.errors import LabError
 from optimize.chain import RECORD
 from optimize.quantize import U8_NAME
@@ -65,10 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     try:
         chains = [parse_chain(text) for text in options.chains]
+        if len({folder_name(chain) for chain in chains}) < len(chains):
+            raise LabError("two chains have one name: each has a folder of its own, so name them apart")
         for chain in chains:  # a mistake is told before hours of work
             load("optimize", OptimizeConfig, ["checkpoint=c", *chain.overrides])
         folders = {
-            chain.name: [options.out / chain.name / str(n) for n, _ in enumerate(options.checkpoints)]
+            chain.name: [options.out / folder_name(chain) / str(n) for n, _ in enumerate(options.checkpoints)]
             for chain in chains
         }
         if not run_all(chains, options.checkpoints, folders, options.slots):
@@ -93,9 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_chain(text: str) -> Chain:
     """Raises LabError where it has no name."""
     name, colon, overrides = text.partition(":")
-    if not colon or not name.strip() or "/" in name:
+    if not colon or not name.strip():
         raise LabError(f'{text!r}: give "NAME: KEY=VALUE ...", as in "taylor: stages=[prune,finetune]"')
     return Chain(name.strip(), tuple(shlex.split(overrides)))
+
+
+def folder_name(chain: Chain) -> str:
+    return re.sub(r"[^\w.]+", "-", chain.name).strip("-")
 
 
 def run_all(
@@ -108,7 +115,7 @@ def run_all(
         for chain in chains:
             out = folders[chain.name][number]
             # Timed afterwards, one file at a time.
-            fixed = [f"checkpoint={checkpoint}", f"out={out}", "latency.seconds=0"]
+            fixed = [override("checkpoint", str(checkpoint)), override("out", str(out)), "latency.seconds=0"]
             out.mkdir(parents=True, exist_ok=True)
             children.append(Child(["python", "-m", "optimize", *chain.overrides, *fixed], out / "chain.log"))
     with progress_bar("chains", enabled=True) as show:

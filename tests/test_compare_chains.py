@@ -9,7 +9,14 @@ import pytest
 from configs.load import load
 from configs.schema import TrainConfig
 from deploy.errors import LabError
-from scripts.compare_chains import Chain, Outcome, format_outcomes, main, parse_chain
+from scripts.compare_chains import (
+    Chain,
+    Outcome,
+    folder_name,
+    format_outcomes,
+    main,
+    parse_chain,
+)
 from tests.test_chain import TINY
 from train.run import run
 
@@ -17,7 +24,8 @@ from train.run import run
 def test_a_chain_has_a_name_and_overrides() -> None:
     parsed = parse_chain("two rounds: stages=[prune] 'prune.finetune=${finetune}'")
     assert parsed == Chain("two rounds", ("stages=[prune]", "prune.finetune=${finetune}"))
-    for text in ("stages=[prune]", ": stages=[prune]", "a/b: stages=[prune]"):
+    assert folder_name(Chain("max, 10 images (control)", ())) == "max-10-images-control"
+    for text in ("stages=[prune]", ": stages=[prune]"):
         with pytest.raises(LabError, match='give "NAME: KEY=VALUE'):
             parse_chain(text)
 
@@ -42,6 +50,8 @@ def test_a_mistake_is_told_before_any_work(tmp_path: Path, capsys: pytest.Captur
     assert "did you mean keep?" in capsys.readouterr().err
     assert main([*arguments, "a: stages=[prune]"]) == 2
     assert "no checkpoint none.pt" in capsys.readouterr().err
+    assert main([*arguments, "a, b: stages=[prune]", "a (b): stages=[prune]"]) == 2
+    assert "two chains have one name" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("**/chain.log"))
 
 
@@ -62,10 +72,14 @@ def test_chains_run_on_every_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
         "--slots",
         "2",
     ]
-    chains = ["l1: stages=[prune] prune.importance=l1", "random: stages=[prune] prune.importance=random"]
+    chains = ["l1 (2): stages=[prune] prune.importance=l1", "random: stages=[prune] prune.importance=random"]
     assert main([*arguments, *chains]) == 0
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| as it was", "| l1", "| random"]
+    table = (tmp_path / "a, b" / "table.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        "| as it was",
+        "| l1 (2)",
+        "| random",
+    ]
     assert table.count("\u00b1") == 5
     assert main([*arguments, *chains[:1], "bad: stages=[prune] prune.keep=0.001"]) == 1
     assert "see" in capsys.readouterr().err
