@@ -66,7 +66,7 @@ def test_chains_run_on_every_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
         "--checkpoints",
         *checkpoints,
         "--out",
-        str(tmp_path / "out"),
+        str(tmp_path / "a, b"),
         "--seconds",
         "0.05",
         "--slots",
