@@ -63,3 +63,11 @@ def plain_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def snr_db(logits: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    """Of `logits` against `reference`, both [n, classes]: 10 log10 of ||reference||^2 over that of the
+    difference; infinite where they are equal."""
+    noise = float(np.square(logits.astype(np.float64) - reference).sum())
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    return 10 * math.log10(signal / noise) if noise and signal else math.copysign(math.inf, signal - noise)

@@ -17,6 +17,7 @@ from torch import nn
 
 from deploy.errors import LabError
 from optimize.calibrate import Scales
+from optimize.fidelity import plain_session, snr_db
 from optimize.placement import quantised_tensors
 from train.fake_quant import quantiser
 from train.structure import Structure, find_change, plain
@@ -76,27 +77,19 @@ def measure_agreement(
     model: nn.Module, s8: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]]
 ) -> AgreementRecord:
     """`batches`: float32 [n, 3, size, size] each. Raises LabError where there are none."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        s8.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = plain_session(s8)
     model = model.eval()
-    noise = signal = 0.0
-    agree = count = 0
+    ours, theirs = [], []
     for batch in batches:
         with torch.no_grad():
-            expected = model(torch.from_numpy(batch)).numpy().astype(np.float64)
-        (actual,) = session.run(None, {s8.graph.input[0].name: batch})
-        noise += float(np.square(actual - expected).sum())
-        signal += float(np.square(expected).sum())
-        agree += int((actual.argmax(1) == expected.argmax(1)).sum())
-        count += len(batch)
-    if count == 0:
+            ours.append(model(torch.from_numpy(batch)).numpy())
+        theirs.append(session.run(None, {s8.graph.input[0].name: batch})[0])
+    if not ours:
         raise LabError("qat: 0 images to compare on, at least 1 is needed; check the validation split")
+    expected, actual = np.concatenate(ours), np.concatenate(theirs)
+    agree = float((actual.argmax(1) == expected.argmax(1)).mean())
     # Without any difference 300 dB, for JSON knows no infinity.
-    snr = 10 * math.log10(signal / noise) if noise and signal else 300.0
-    return AgreementRecord(agree / count, snr, count)
+    return AgreementRecord(agree, min(300.0, snr_db(actual, expected)), len(actual))
 
 
 @torch.no_grad()

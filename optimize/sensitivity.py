@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from deploy.ort import session_options
 from deploy.progress import progress
 from optimize.calibrate import Scales
 from optimize.export import INPUT_NAME, OUTPUT_NAME
+from optimize.fidelity import snr_db
 from optimize.int8_latency import layer_times
 from optimize.placement import GraphIndex
 from optimize.qdq import emit
@@ -233,13 +233,6 @@ def logits_of(model: onnx.ModelProto, images: Labelled, threads: int) -> npt.NDA
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch, _ in images])
-
-
-def snr_db(logits: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
-    """Of `logits` against `reference`, both [n, classes]."""
-    noise = float(np.square(logits.astype(np.float64) - reference).sum())
-    signal = float(np.square(reference.astype(np.float64)).sum())
-    return 10 * math.log10(signal / noise) if noise and signal else math.copysign(math.inf, signal - noise)
 
 
 def cross_entropy(logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> float:

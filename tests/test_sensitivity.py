@@ -14,6 +14,7 @@ import pytest
 from configs.compress import LatencyConfig
 from deploy.errors import LabError
 from optimize.calibrate import Scales, calibrate
+from optimize.fidelity import snr_db
 from optimize.qdq import emit
 from optimize.sensitivity import (
     Labelled,
@@ -23,7 +24,6 @@ from optimize.sensitivity import (
     layer_costs,
     logits_of,
     plan_mixed,
-    snr_db,
     top1,
 )
 from tests.residual_graph import FRAGILE, LAYERS, images, residual, saved
