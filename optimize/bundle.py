@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+import onnx
 
 from data.index import Index
 from deploy.bundle import Bundle, Variant, write_bundle
 from deploy.input_spec import InputSpec
 from deploy.preprocess import load_image, preprocess
+from optimize.fidelity import plain_session
 
 _VERSIONS_OF = ("edgelab", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -52,9 +53,7 @@ def build_bundle(
 
 def logits_of(model: Path, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """float32 [n, num_classes], each operator as ONNX defines it."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = plain_session(onnx.load(model))
     (logits,) = session.run(None, {session.get_inputs()[0].name: inputs})
     result: npt.NDArray[np.float32] = logits
     return result

@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from configs.schema import CalibrationMethod
 from deploy.errors import LabError
 from optimize.placement import quantised_tensors
 
-Method = Literal["max", "percentile", "entropy", "mse"]
 LEVELS = 127
 # Between half of them and all hold data (the range is a power of two), so 2048 or more.
 NUM_BINS = 4096
@@ -88,7 +88,7 @@ class Histogram:
         bins = (magnitude * np.float32(NUM_BINS / self.limit)).astype(np.int32)
         self.counts += np.bincount(np.minimum(bins, NUM_BINS - 1), minlength=NUM_BINS)
 
-    def amax(self, method: Method, percentile: float) -> float:
+    def amax(self, method: CalibrationMethod, percentile: float) -> float:
         """The magnitude that becomes 127."""
         if self.max < ZERO:
             return 1.0
@@ -105,7 +105,7 @@ class Histogram:
 
 
 def calibrate(
-    onnx_path: Path, batches: Iterable[npt.NDArray[Any]], method: Method, percentile: float = 99.99
+    onnx_path: Path, batches: Iterable[npt.NDArray[Any]], method: CalibrationMethod, percentile: float = 99.99
 ) -> Scales:
     """Run the float network over `batches` (float32 N x 3 x size x size) and choose amax for each tensor.
 
@@ -115,8 +115,10 @@ def calibrate(
     gets amax 1: whatever it is one day, 1 is no worse a guess.
     Raises LabError for an unknown method, for no images, and for a tensor with NaN or infinity.
     """
-    if method not in get_args(Method):
-        raise LabError(f"calibration: method {method!r} must be one of {', '.join(get_args(Method))}")
+    if method not in get_args(CalibrationMethod):
+        raise LabError(
+            f"calibration: method {method!r} must be one of {', '.join(get_args(CalibrationMethod))}"
+        )
     if not 0 < percentile <= 100:
         raise LabError(
             f"calibration: percentile {percentile} must be above 0 and at most 100; 99.99 is usual"

@@ -15,13 +15,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS
 from optimize.export import INPUT_NAME, OUTPUT_NAME, check_static_size
-from optimize.fidelity import snr_db
+from optimize.fidelity import plain_session, snr_db
 from optimize.files import write_model
 from optimize.placement import PASS_ON, GraphIndex
 from optimize.qdq import output_axis, weight_scales
@@ -233,7 +232,7 @@ def _record(
     made = [node.output[0] for node in float_model.graph.node if node.op_type not in (*PASS_ON, *_EXACT)]
     watched = made if form == "fp16" else []
     float_model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in watched if n != OUTPUT_NAME)
-    reference_session, session = _session(float_model), _session(runnable)
+    reference_session, session = plain_session(float_model), plain_session(runnable)
     references, answers = [], []
     num_over = 0
     for batch in batches:
@@ -263,14 +262,4 @@ def _record(
         else None,
         num_images=len(actual),
         num_not_finite=int((~finite).sum()),
-    )
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    # Its optimisations could take a pair of Casts for nothing.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -15,9 +15,10 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+from configs.schema import CalibrationMethod
 from deploy.errors import LabError
 from optimize.bias_correction import BiasCorrectionRecord, correct_biases
-from optimize.calibrate import Method, Scales, calibrate
+from optimize.calibrate import Scales, calibrate
 from optimize.equalize import EqualizeRecord, equalize
 from optimize.export import check_static_size
 from optimize.fidelity import plain_session
@@ -62,8 +63,8 @@ def quantize_onnx(
     fp32_path: Path,
     batches: Iterable[npt.NDArray[Any]],
     out_dir: Path,
-    method: Method = "percentile",
-    percentile: float = 99.99,
+    method: CalibrationMethod,
+    percentile: float,
     *,
     scales: Scales | None = None,
     equalise: bool = False,

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
 from configs.compress import LatencyConfig
 from deploy.errors import LabError
-from deploy.ort import session_options
 from deploy.progress import progress
 from optimize.calibrate import Scales
 from optimize.export import INPUT_NAME, OUTPUT_NAME
@@ -22,7 +20,7 @@ from optimize.fidelity import snr_db
 from optimize.int8_latency import layer_times
 from optimize.placement import GraphIndex
 from optimize.qdq import emit
-from optimize.stage import time_in_turns
+from optimize.stage import open_session, time_in_turns
 
 Labelled = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 """Batches of float32 [n, 3, size, size] and their classes int64 [n]; read many times, so no generator."""
@@ -228,10 +226,7 @@ def logits_of(model: onnx.ModelProto, images: Labelled, threads: int) -> npt.NDA
     """float32 [n, classes], as the runner on a CPU computes them. Raises LabError for no images."""
     if not images:
         raise LabError("sensitivity: 0 images, at least 1 is needed and 64 are usual; check the data split")
-    options: Any = session_options(onnxruntime, threads, emulate=False)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.SerializeToString(), threads)
     return np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0] for batch, _ in images])
 
 

@@ -88,7 +88,7 @@ def test_exactly_the_smallest_go() -> None:
 
 def test_of_equal_weights_the_first_go() -> None:
     model = nn.Sequential(nn.Conv2d(4, 1, 1), nn.Linear(4, 1))
-    nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+    nn.init.ones_(weight_parameter(model[0]))
     mask = choose_masks(model, 0.5, "2:4", "uniform", ["head"])["0"]
     assert mask.flatten().tolist() == [False, False, True, True]
 

@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from configs.schema import CalibrationMethod
 from data.calibration import choose_images
 from data.index import Index
 from deploy.errors import LabError
-from optimize.calibrate import Histogram, Method, Scales, calibrate
+from optimize.calibrate import Histogram, Scales, calibrate
 from optimize.placement import quantised_tensors
 from tests.test_optimize_support import batches, calibrated, exported, load
 
@@ -51,7 +52,7 @@ def test_max_scale_is_exact_over_all_batches(tiny: Path) -> None:
 
 
 def test_zero_tensor_gets_the_scale_of_one(tiny: Path) -> None:
-    for method in get_args(Method):
+    for method in get_args(CalibrationMethod):
         scales = calibrate(tiny, [of_values(-1.0)], method)
         assert scales.tensors["positive"] == pytest.approx(1 / 127)
 

@@ -41,7 +41,7 @@ def test_findings_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
     path = tmp_path / "fp32.onnx"
     onnx.save(model, path)
     with pytest.raises(LabError, match=re.escape("(Relu): Q/DQ between it and")):
-        quantize_onnx(path, batches(), tmp_path / "out")
+        quantize_onnx(path, batches(), tmp_path / "out", "max", 99.99)
     assert not (tmp_path / "out").exists()
 
 

@@ -15,8 +15,9 @@ import torch
 import torchvision
 from torch import nn
 
+from configs.schema import CalibrationMethod
 from deploy.input_spec import InputSpec
-from optimize.calibrate import Method, Scales, calibrate
+from optimize.calibrate import Scales, calibrate
 from optimize.export import export_onnx
 
 SIZE = 32
@@ -69,7 +70,7 @@ def exported(name: str) -> Path:
 
 
 @cache
-def calibrated(name: str, method: Method = "max") -> Scales:
+def calibrated(name: str, method: CalibrationMethod = "max") -> Scales:
     return calibrate(exported(name), batches(), method)
 
 

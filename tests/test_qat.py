@@ -33,7 +33,7 @@ from tests.test_optimize_support import SPEC, batches, exported, images, network
 from tests.test_saves import assert_same, train
 from train.checkpoint import load_checkpoint
 from train.fake_quant import FakeQuant, WeightFakeQuant, quantiser
-from train.masks import set_masks
+from train.masks import set_masks, weight_parameter
 from train.model import build_model, in_sequence, residual_blocks, stages
 from train.structure import Change, apply_change, plain
 
@@ -123,8 +123,8 @@ def test_scales_go_to_the_tensors_that_were_calibrated(tmp_path: Path) -> None:
     export_onnx(model, SPEC, path)
     scales = trained_scales(model, [change], path, images(0, 2))
     assert scales is not None
-    record = quantize_onnx(path, batches(), tmp_path / "calibrated", "max")
-    with_ours = quantize_onnx(path, batches(), tmp_path / "trained", scales=scales)
+    record = quantize_onnx(path, batches(), tmp_path / "calibrated", "max", 99.99)
+    with_ours = quantize_onnx(path, batches(), tmp_path / "trained", "max", 99.99, scales=scales)
     assert (record.method, with_ours.method, with_ours.num_images) == ("max", "qat", 16)
     calibrated = onnx.load(tmp_path / "calibrated" / "int8.onnx")
     trained = onnx.load(tmp_path / "trained" / "int8.onnx")
@@ -143,7 +143,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fp32.onnx"
     export_onnx(model, SPEC, path)
     other = copy.deepcopy(model)
-    nn.init.normal_(other.get_submodule("layer1.0.conv2").parametrizations.weight.original)  # type: ignore
+    nn.init.normal_(weight_parameter(other.get_submodule("layer1.0.conv2")))
     with pytest.raises(LabError, match=r"layer1\.0\.bn2\.output_quantiser does not see what .*'conv2d_2'"):
         trained_scales(other, [change], path, images(0, 2))
     with pytest.raises(LabError, match=r"30 fake quantisers, its file quantises \d+ tensors"):
@@ -181,7 +181,7 @@ def test_two_of_four_weights_stay_zero_in_the_int8_file(tmp_path: Path) -> None:
     sum(output.square().sum() for output in model.train()(torch.from_numpy(images(0, 2)))).backward()
     torch.optim.SGD(model.parameters(), 1e-4).step()
     export_onnx(model.eval(), SPEC, tmp_path / "fp32.onnx")
-    quantize_onnx(tmp_path / "fp32.onnx", batches(), tmp_path, "max")
+    quantize_onnx(tmp_path / "fp32.onnx", batches(), tmp_path, "max", 99.99)
     s8 = onnx.load(tmp_path / "int8.onnx")
     integers = [onnx.numpy_helper.to_array(i) for i in s8.graph.initializer if i.name.endswith("weight_q")]
     sparse = [i for i in integers if i.ndim == 4 and is_two_four(torch.tensor(i))]
