@@ -514,6 +514,8 @@ class TrainConfig:
     """Steps between two checkpoints inside an epoch; 0 saves at the ends of epochs only."""
     checkpoint_epochs: PositiveInt
     """Epochs between two checkpoints; the last epoch is always saved."""
+    keep_epochs: list[PositiveInt]
+    """Epochs whose checkpoints stay, as epoch-<number>.pt."""
     model: ModelConfig
     data: DataConfig
     sampling: SamplingConfig
@@ -543,6 +545,9 @@ class TrainConfig:
             problems.append(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be less than epochs {self.epochs}"
             )
+        beyond = [epoch for epoch in self.keep_epochs if epoch > self.epochs]
+        if beyond:
+            problems.append(f"keep_epochs {beyond} must be at most epochs {self.epochs}")
         if self.epochs % self.optim.cycles:
             problems.append(f"optim.cycles {self.optim.cycles} must divide epochs {self.epochs}")
         if self.model.weights == "imagenet" and self.model.stem != "imagenet":

@@ -64,6 +64,7 @@ def finetune_config(source: Path, folder: Path, context: Context, ours: Finetune
         epochs=ours.epochs,
         processes=context.config.processes,
         checkpoint_epochs=1,
+        keep_epochs=[],
         data=context.data,
         model=replace(trained.model, weights=str(source), new_head=False),
         optim=replace(trained.optim, lr=ours.lr, warmup_epochs=ours.warmup_epochs, cycles=1),

@@ -178,6 +178,7 @@ def recipe(trained: TrainConfig, start: Path, folder: Path, context: Context) ->
         epochs=epochs,
         processes=context.config.processes,
         checkpoint_epochs=1,
+        keep_epochs=[],
         data=context.data,
         model=replace(trained.model, weights=str(start), new_head=False),
         # The schedule keeps its form.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-import torch_pruning as tp
 from torch import nn
 
 from configs.compress import PruneConfig
 from data.calibration import choose_images, labelled_batches
 from deploy.errors import LabError
 from deploy.layers import LayerTable
+from optimize.importance import Scores, channel_scores
 from optimize.layer_latency import measure_here, table_cost
 from optimize.rounds import START, begin, do_rounds
 from optimize.stage import Context, require_plain, save_changed
@@ -25,8 +24,6 @@ from train.checkpoint import NAME, load_checkpoint, read_facts, restore_model
 from train.structure import channels_of, has_masks
 
 LATENCY = "latency.json"
-Scores = Mapping[str, torch.Tensor]
-"""How much each channel of each group matters, float [channels]; the mean of a group is 1."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,7 @@ def prune(
     cost = cost_of(config, table)
     begun = begun or standing(groups, cost)
     limits = limits_of(groups, cost, config, begun)
-    if config.importance == "taylor":
-        _accumulate_gradients(model, batches)
-    scores = channel_scores(groups, config.importance, seed)
-    model.zero_grad(set_to_none=True)
+    scores = channel_scores(model, groups, config.importance, batches, seed)
     choose = _uniform if config.scope == "uniform" else _global
     before = groups.widths
     widths = choose(groups, scores, limits, cost, (share or config.keep) * begun.before, config)
@@ -160,32 +154,6 @@ def layer_times(groups: ChannelGroups, config: PruneConfig, threads: int, file: 
     return measure_here(groups.layers, threads)
 
 
-def channel_scores(groups: ChannelGroups, importance: str, seed: int) -> dict[str, torch.Tensor]:
-    """By torch-pruning's estimators over the whole group, mean 1; `random` is the control.
-
-    l1, l2: norms of the weights (Li et al. 2017). taylor: |gradient x weight| (Molchanov et al. 2019), from
-    the gradients that the parameters hold. bn_scale: |gamma| (Liu et al. 2017).
-    """
-    if importance == "random":
-        draws = torch.Generator().manual_seed(seed)
-        return {name: torch.rand(width, generator=draws) * 2 for name, width in groups.widths.items()}
-    estimators: dict[str, Callable[[], tp.importance.Importance]] = {
-        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
-        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-        "taylor": tp.importance.GroupTaylorImportance,
-        "bn_scale": tp.importance.BNScaleImportance,
-    }
-    estimator = estimators[importance]()
-    scores = {name: estimator(group) for name, group in groups.groups.items()}
-    without = [name for name, score in scores.items() if score is None]
-    if without:
-        raise LabError(
-            f"prune.importance={importance}: {len(without)} groups, such as that of {without[0]}, have no "
-            "BatchNorm, as the factors of a layer have none: take l2 or taylor"
-        )
-    return {name: score.detach() for name, score in scores.items()}
-
-
 def least_important(scores: torch.Tensor, count: int) -> list[int]:
     order = torch.argsort(scores, stable=True)
     chosen: list[int] = order[:count].tolist()
@@ -220,9 +188,11 @@ def _global(
 ) -> dict[str, int]:
     """The channels that matter least wherever they are, `round_to` at a time.
 
-    With by=latency those go first that matter least for the time that they cost (Shen et al. 2022, HALP).
+    Where scores are rises of the loss, those go first that matter least for what they cost (Shen et al. 2022,
+    HALP), and with by=latency under any score.
     """
-    widths = groups.widths
+    for_cost = config.importance == "taylor" or config.by == "latency"
+    whole, widths = groups.widths, groups.widths
     ordered = {name: torch.sort(scores[name]).values.double() for name in widths}
     reading: dict[str, list[Layer]] = {name: [] for name in widths}
     for layer in groups.layers:
@@ -230,38 +200,40 @@ def _global(
             assert name is not None
             reading[name].append(layer)
 
-    def saving(name: str, taken: int) -> float:
+    def step(name: str, taken: int) -> Step:
         less = {**widths, name: widths[name] - taken}
-        return sum(cost(layer, *layer.at(widths)) - cost(layer, *layer.at(less)) for layer in reading[name])
+        saved = sum(cost(layer, *layer.at(widths)) - cost(layer, *layer.at(less)) for layer in reading[name])
+        gone = whole[name] - max(widths[name], less[name])
+        lost = ordered[name][gone : gone + abs(taken)]
+        per_cost = lost.sum() / max(saved if taken > 0 else -saved, 1e-9)
+        return Step(float(per_cost if for_cost else lost.mean()), name, taken, saved)
 
     total = groups.cost(cost, widths)
     while total > budget:
-        best: tuple[float, str, int, float] | None = None
-        for name, width in widths.items():
-            # A width that round_to does not divide comes down to a multiple first.
-            taken = width % config.round_to or config.round_to
-            if width - taken < limits[name]:
-                continue
-            gone = len(ordered[name]) - width
-            loss = float(ordered[name][gone : gone + taken].mean())
-            saved = saving(name, taken)
-            rank = loss / max(saved, 1e-9) if config.by == "latency" else loss
-            if best is None or rank < best[0]:
-                best = (rank, name, taken, saved)
-        assert best is not None, "the limits fit the budget"
-        _, name, taken, saved = best
-        widths[name] -= taken
-        total -= saved
-    return widths
+        # A width that round_to does not divide comes down to a multiple first.
+        cuts = {name: width % config.round_to or config.round_to for name, width in widths.items()}
+        cut = min(step(name, cut) for name, cut in cuts.items() if widths[name] - cut >= limits[name])
+        widths[cut.name] -= cut.taken
+        total -= cut.saved
+    while True:  # the last cut may have made room for an earlier one
+        backs = [
+            step(name, -min(config.round_to, whole[name] - width))
+            for name, width in widths.items()
+            if width < whole[name]
+        ]
+        fitting = [back for back in backs if total - back.saved <= budget]
+        if not fitting:
+            return widths
+        back = max(fitting)
+        widths[back.name] -= back.taken
+        total -= back.saved
 
 
-def _accumulate_gradients(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Of the mean loss over the images, with the statistics of BatchNorm as they are."""
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    num_images = 0
-    for images, labels in batches:
-        F.cross_entropy(model(images), labels, reduction="sum").backward()
-        num_images += len(labels)
-    if not num_images:
-        raise LabError("prune.importance=taylor: 0 images, at least 1 is needed; raise prune.num_images")
+class Step(NamedTuple):
+    """Channels of one group that go, or come back where `taken` is negative."""
+
+    rank: float
+    """What they matter, for what they cost."""
+    name: str
+    taken: int
+    saved: float

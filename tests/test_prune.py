@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from configs.compress import PruneConfig
@@ -18,8 +19,9 @@ from deploy.__main__ import main as deploy
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.layers import LayerTable
+from optimize.importance import channel_scores, loss_rises
 from optimize.layer_latency import export_layers, grid, layer_key, table_cost
-from optimize.prune import channel_scores, least_important, prune
+from optimize.prune import least_important, prune
 from optimize.stage import count_macs, save_changed
 from optimize.widths import channel_groups, macs, parameters
 from tests.processes import python
@@ -105,11 +107,48 @@ def test_what_matters_least_goes() -> None:
         model.get_parameter("layer2.0.conv1.weight")[1::2] *= 1e-3
         model.get_parameter("layer2.0.bn1.weight")[1::2] *= 1e-3
         model.get_parameter("layer2.0.conv2.weight")[:, 1::2] *= 1e-3
-    scores = channel_scores(channel_groups(model, SIZE), "l1", 0)["layer2.0.conv1"]
+    scores = channel_scores(model, channel_groups(model, SIZE), "l1", [], 0)["layer2.0.conv1"]
     assert set(least_important(scores, 64)) == set(range(1, 128, 2))
     kept = model.get_parameter("layer2.0.conv1.weight")[::2].clone()
     channel_groups(model, SIZE).cut({"layer2.0.conv1": least_important(scores, 64)})
     assert torch.equal(model.get_parameter("layer2.0.conv1.weight"), kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "readers"),
+    [
+        ("layer2.0.conv1", ["layer2.0.conv2"]),
+        ("conv1", ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.0.downsample.0"]),
+        ("layer4.0.downsample.0", ["layer4.1.conv1", "fc.1"]),
+    ],
+)
+def test_a_channel_matters_by_the_slope_of_the_loss_over_all_that_read_it(
+    name: str, readers: list[str]
+) -> None:
+    model, channel, step = network(), 3, 1e-3
+    batches = images()
+    scores = loss_rises(model, channel_groups(model, SIZE), batches)
+
+    def losses(factor: float) -> torch.Tensor:
+        scaled = copy.deepcopy(model).double()
+        for reader in readers:
+            scaled.get_parameter(f"{reader}.weight").data[:, channel] *= factor
+        return F.cross_entropy(scaled(batches[0][0].double()), batches[0][1], reduction="none")
+
+    with torch.no_grad():
+        slopes = (losses(1 + step) - losses(1 - step)) / (2 * step)
+    assert float(scores[name][channel]) == pytest.approx(float(slopes.square().mean() / 2), rel=1e-2)
+
+
+def test_scores_leave_the_network_as_it_was() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    (batch, _), *_ = images()
+    expected = model(batch)
+    loss_rises(model, channel_groups(model, SIZE), images())
+    assert torch.equal(model(batch), expected)
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_channels_that_do_nothing_are_no_loss() -> None:
@@ -124,8 +163,9 @@ def test_channels_that_do_nothing_are_no_loss() -> None:
 
 
 def test_the_control_depends_on_its_seed_alone() -> None:
-    groups = channel_groups(network(), SIZE)
-    one, same, other = (channel_scores(groups, "random", seed)["conv1"] for seed in (1, 1, 2))
+    model = network()
+    groups = channel_groups(model, SIZE)
+    one, same, other = (channel_scores(model, groups, "random", [], seed)["conv1"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -134,6 +174,19 @@ def test_a_uniform_cut_is_the_same_share_everywhere() -> None:
     record = prune(network(), SIZE, replace(HALF, scope="uniform"), [], 0)
     shares = {record.widths_after[name] / width for name, width in record.widths_before.items()}
     assert max(shares) - min(shares) < 8 / 64
+
+
+@pytest.mark.parametrize("importance", ["l1", "taylor"])
+def test_no_cut_is_left_that_the_budget_does_not_ask_for(importance: Any) -> None:
+    model = network()
+    budget = 0.37 * weigh(model)
+    whole = channel_groups(model, SIZE).widths
+    prune(model, SIZE, replace(HALF, importance=importance, keep=0.37, round_to=16), images(), 0)
+    left = channel_groups(model, SIZE)
+    assert left.cost(macs, left.widths) <= budget
+    for name, width in left.widths.items():
+        if width < whole[name]:
+            assert left.cost(macs, {**left.widths, name: width + 16}) > budget
 
 
 @pytest.mark.parametrize(("keep", "words"), [(0.001, "at least 0.0"), (0.3, "max_cut 0.2")])

@@ -321,3 +321,14 @@ def test_a_rank_that_hangs_ends_all_and_leaves_every_stack(images: list[str], tm
     logs = [log_of(tmp_path / "run", rank) for rank in (0, 1)]
     assert all("the stacks of all threads" in log and "train_epoch" in log for log in logs)
     assert "in hang" in logs[1]
+
+
+def test_the_epochs_to_keep_stay_beside_the_latest(images: list[str], whole: Path, tmp_path: Path) -> None:
+    train(images, tmp_path / "run", "keep_epochs=[1]")
+    assert load_checkpoint(tmp_path / "run" / "epoch-1.pt").progress.epoch == 1
+    assert_same(whole, tmp_path / "run")
+
+
+def test_an_epoch_that_never_comes_cannot_be_kept() -> None:
+    with pytest.raises(LabError, match=r"keep_epochs \[3\] must be at most epochs 2"):
+        load("train", TrainConfig, [*TINY, "keep_epochs=[1,3]"])

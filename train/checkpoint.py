@@ -227,7 +227,7 @@ def restore_model(checkpoint: Checkpoint) -> nn.Module:
 _FREE = frozenset(
     {
         "run_dir", "resume", "name", "processes", "device", "compile", "loader", "strategy",
-        "log_every", "checkpoint_every", "checkpoint_epochs", "diagnose", "profile", "wandb",
+        "log_every", "checkpoint_every", "checkpoint_epochs", "keep_epochs", "diagnose", "profile", "wandb",
     }
 )  # fmt: skip
 

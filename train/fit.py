@@ -69,7 +69,7 @@ def fit(
             "epoch %d of %d  %s  loss %.4f",
             progress.epoch, config.epochs, in_words(leader, result.values), result.loss,
         )  # fmt: skip
-        _keep_the_best(training, job, saves, checkpoint, result.values[leader])
+        _keep_for_later(training, job, saves, checkpoint, result.values[leader])
         over = progress.epoch == config.epochs or has_stalled(job, training)
         if over:
             # Before the last checkpoint: a run that is killed here does its last epoch again.
@@ -118,14 +118,16 @@ def in_words(leader: str, metrics: dict[str, float]) -> str:
     return "  ".join(f"{HEADLINES[name]} {100 * metrics[name]:.2f} %" for name in names)
 
 
-def _keep_the_best(
+def _keep_for_later(
     training: Training, job: Job, saves: Saves, checkpoint: Callable[[], Checkpoint], score: float
 ) -> None:
-    """best.pt, and at the end of each cycle of the learning rate a snapshot for an ensemble."""
+    """best.pt, the epochs of keep_epochs, and after each cycle of the rate a snapshot for an ensemble."""
     config, progress = job.config, training.progress
     if progress.best_epoch == 0 or score > progress.best_score + config.early_stop.min_delta:
         progress.best_score, progress.best_epoch = score, progress.epoch
         saves.export(checkpoint(), BEST)
+    if progress.epoch in config.keep_epochs:
+        saves.export(checkpoint(), f"epoch-{progress.epoch}.pt")
     cycle = config.epochs // config.optim.cycles
     if config.optim.cycles > 1 and progress.epoch % cycle == 0:
         saves.export(checkpoint(), f"snapshot-{progress.epoch // cycle}.pt")
