@@ -1,9 +1,9 @@
-"""How far one ONNX network is from another, measured on images."""
+"""How far one network is from another, measured on images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,39 @@ class Fidelity:
     def snr_db(self) -> float:
         """Signal-to-noise ratio of the logits, dB; infinite where they are equal."""
         return -20 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
+
+
+Logits = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
+"""float32 [n, 3, size, size] -> logits [n, classes]."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """As it stands in a record."""
+
+    top1_agreement: float
+    """Share of the images, 0 to 1, on which both name the same class."""
+    snr_db: float
+    """10 log10(||reference||^2 / ||other - reference||^2) over all logits; 300 where they are equal, for JSON
+    knows no infinity."""
+    num_images: int
+
+
+def measure_agreement(
+    reference: Logits, other: Logits, batches: Iterable[npt.NDArray[np.float32]]
+) -> Agreement:
+    """Raises LabError where there are no images."""
+    found = [(reference(batch), other(batch)) for batch in batches]
+    if not found:
+        raise LabError("0 images to compare on, at least 1 is needed; check the validation split")
+    expected, actual = (np.concatenate(logits) for logits in zip(*found, strict=True))
+    agree = float((actual.argmax(1) == expected.argmax(1)).mean())
+    return Agreement(agree, min(300.0, snr_db(actual, expected)), len(actual))
+
+
+def session_logits(session: onnxruntime.InferenceSession) -> Logits:
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0]
 
 
 def compare_models(

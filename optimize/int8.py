@@ -22,10 +22,11 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from optimize.calibrate import Scales
 from optimize.export import export_onnx
+from optimize.fidelity import measure_agreement, session_logits
 from optimize.qat_scales import trained_scales
-from optimize.quantize import QuantizeRecord, quantize_onnx
+from optimize.quantize import U8_NAME, QuantizeRecord, quantize_onnx
 from optimize.sensitivity import MixedPlan, plan_mixed
-from optimize.stage import Context
+from optimize.stage import Context, open_session
 from train.checkpoint import NAME, load_checkpoint, restore_model
 from train.structure import Structure
 
@@ -33,6 +34,8 @@ NUM_RANKED = 64
 """Calibration images on which the cost of each layer is measured."""
 NUM_GATED = 1024
 """Validation images on which a mixture of INT8 and float has to pass the gate."""
+NUM_COMPARED = 512
+"""Validation images on which the logits of the INT8 file are held against those of the float file."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,14 @@ def quantize_stage(source: Path, folder: Path, context: Context) -> dict[str, An
         fp32, model, checkpoint.structure, images, config.calibration, config.gate, config.seed, folder
     )
     shutil.copyfile(source, folder / NAME)
-    return asdict(record) | ({"mixed": plan_record(plan)} if plan else {})
+    threads = config.latency.threads
+    agreement = measure_agreement(
+        session_logits(open_session(str(fp32), threads)),
+        session_logits(open_session(str(folder / U8_NAME), threads)),
+        images.batches(choose_images(images.splits.val, NUM_COMPARED, config.seed)),
+    )
+    found = asdict(record) | {"agreement": asdict(agreement)}
+    return found | ({"mixed": plan_record(plan)} if plan else {})
 
 
 def plan_record(plan: MixedPlan) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from data.index import Index
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Histogram
 from optimize.export import export_onnx
+from optimize.fidelity import Agreement, measure_agreement, plain_session, session_logits
 from optimize.finetune import finetune_config, train
 from optimize.int8 import calibration_images
-from optimize.qat_scales import measure_agreement, trained_scales
+from optimize.qat_scales import trained_scales
 from optimize.qdq import emit
 from optimize.stage import Context, save_changed
 from train.checkpoint import NAME, load_checkpoint, restore_model
@@ -155,7 +156,18 @@ def _agreement(path: Path, context: Context) -> dict[str, Any]:
         scales = trained_scales(model, checkpoint.structure, fp32, first)
         assert scales is not None, "the stage has put fake quantisers in"
         s8 = emit(onnx.load(fp32), scales, "s8")
-    return asdict(measure_agreement(model, s8, _batches(images, context)))
+    return asdict(agreement_with_torch(model, s8, _batches(images, context)))
+
+
+@torch.no_grad()
+def agreement_with_torch(
+    model: nn.Module, s8: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]]
+) -> Agreement:
+    """Of the network with its fake quantisers, and its S8 file in ONNX Runtime, unoptimised."""
+    network = model.eval()
+    return measure_agreement(
+        lambda batch: network(torch.from_numpy(batch)).numpy(), session_logits(plain_session(s8)), batches
+    )
 
 
 def _batches(images: Index, context: Context) -> Iterator[npt.NDArray[np.float32]]:

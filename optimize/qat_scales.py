@@ -1,10 +1,8 @@
-"""From fake quantisers to the INT8 file: which scale is which tensor's, and how close the two are."""
+"""From fake quantisers to the INT8 file: which scale is which tensor's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,12 @@ from torch import nn
 
 from deploy.errors import LabError
 from optimize.calibrate import Scales
-from optimize.fidelity import plain_session, snr_db
 from optimize.placement import quantised_tensors
 from train.fake_quant import quantiser
 from train.structure import Structure, find_change, plain
 
 SAME = 1e-3
 """Relative difference up to which two tensors are the same; those of different places are about 1 apart."""
-
-
-@dataclass(frozen=True)
-class AgreementRecord:
-    """The network with its fake quantisers in torch, against its S8 file in ONNX Runtime, unoptimised."""
-
-    top1_agreement: float
-    """Share of the images, 0 to 1, on which both name the same class."""
-    snr_db: float
-    """10 log10(||torch||^2 / ||onnx - torch||^2) over all logits."""
-    num_images: int
 
 
 def trained_scales(
@@ -71,25 +57,6 @@ def trained_scales(
     if bad:
         raise LabError(f"the trained scales {bad} must be finite and above 0: train the stage qat again")
     return Scales("qat", int(change["calibration"]["num_images"]), scales)
-
-
-def measure_agreement(
-    model: nn.Module, s8: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]]
-) -> AgreementRecord:
-    """`batches`: float32 [n, 3, size, size] each. Raises LabError where there are none."""
-    session = plain_session(s8)
-    model = model.eval()
-    ours, theirs = [], []
-    for batch in batches:
-        with torch.no_grad():
-            ours.append(model(torch.from_numpy(batch)).numpy())
-        theirs.append(session.run(None, {s8.graph.input[0].name: batch})[0])
-    if not ours:
-        raise LabError("qat: 0 images to compare on, at least 1 is needed; check the validation split")
-    expected, actual = np.concatenate(ours), np.concatenate(theirs)
-    agree = float((actual.argmax(1) == expected.argmax(1)).mean())
-    # Without any difference 300 dB, for JSON knows no infinity.
-    return AgreementRecord(agree, min(300.0, snr_db(actual, expected)), len(actual))
 
 
 @torch.no_grad()

@@ -44,6 +44,8 @@ class Outcome:
     """Shares of the checkpoint's, here and below."""
     size: float
     latency: float | None
+    snr_db: float | None = None
+    """Of the INT8 file's logits, where it is one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if not run_all(chains, options.checkpoints, folders, options.slots):
             return 1
-        outcomes = {
-            name: [
-                outcome(folder, checkpoint, options.seconds)
-                for folder, checkpoint in zip(found, options.checkpoints, strict=True)
-            ]
-            for name, found in folders.items()
-        }
+        outcomes = {}
+        for name, found in folders.items():
+            pairs = list(zip(found, options.checkpoints, strict=True))
+            outcomes[name] = [outcome(folder, checkpoint, options.seconds) for folder, checkpoint in pairs]
+            controls = [control for folder in found if (control := control_of(folder))]
+            if controls:
+                outcomes[f"{name}: other random weights (control)"] = controls
         originals = [read_record(found, 0).top1 for found in next(iter(folders.values()))]
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -132,17 +134,39 @@ def run_all(
 
 
 def outcome(folder: Path, checkpoint: Path, seconds: float) -> Outcome:
-    last = max(int(path.name.partition("-")[0]) for path in folder.iterdir() if path.is_dir())
+    last = last_stage(folder)
     first, record = read_record(folder, 0), read_record(folder, last)
     files = [folder / "0-original" / "fp32.onnx", stage_folder(folder, last) / file_of(record)]
     times = compare_latency(files, read_facts(checkpoint).input_spec, LatencyConfig(1, seconds))
+    int8 = record.stage == "quantize"
     return Outcome(
         top1=record.top1,
         drop=record.drop,
         macs=record.macs / first.macs,
-        size=record.onnx_bytes / first.onnx_bytes,
+        size=stored_bytes(record) / first.onnx_bytes,
         latency=times[1] / times[0] if times else None,
+        snr_db=record.found["agreement"]["snr_db"] if int8 else None,
     )
+
+
+def stored_bytes(record: StageRecord) -> int:
+    """Of the file, or of its weights with their codebooks, where they have some."""
+    shared = record.found.get("shared_weights")
+    return int(shared["file_bytes"] if shared else record.onnx_bytes)
+
+
+def control_of(folder: Path) -> Outcome | None:
+    """Of a lottery ticket: its masks on other random weights."""
+    first, record = read_record(folder, 0), read_record(folder, last_stage(folder))
+    if record.stage != "lottery":
+        return None
+    top1 = record.found["control_top1"]
+    sizes = (record.macs / first.macs, record.onnx_bytes / first.onnx_bytes)
+    return Outcome(top1, 100 * (first.top1 - top1), *sizes, latency=None)
+
+
+def last_stage(folder: Path) -> int:
+    return max(int(path.name.partition("-")[0]) for path in folder.iterdir() if path.is_dir())
 
 
 def file_of(record: StageRecord) -> str:
@@ -162,11 +186,14 @@ def read_record(folder: Path, number: int) -> StageRecord:
 
 def format_outcomes(originals: Sequence[float], outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     """Markdown: mean and sample deviation over the checkpoints; of latencies the median."""
+    int8 = any(o.snr_db is not None for found in outcomes.values() for o in found)
     lines = [
         f"| chain | top-1, % ({len(originals)} checkpoints) | points | MACs | size | latency |",
         "|---|---|---|---|---|---|",
         f"| as it was | {spread([100 * top1 for top1 in originals])} | | | | |",
     ]
+    if int8:
+        lines = [line + cell for line, cell in zip(lines, (" logits, dB |", "---|", " |"), strict=True)]
     for name, found in outcomes.items():
         times = [o.latency for o in found if o.latency is not None]
         cells = [
@@ -177,13 +204,17 @@ def format_outcomes(originals: Sequence[float], outcomes: Mapping[str, Sequence[
             f"{statistics.mean(o.size for o in found):.3f}",
             f"{statistics.median(times):.2f}" if times else "",
         ]
+        if int8:
+            cells.append(spread([o.snr_db for o in found if o.snr_db is not None], digits=1))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    middle = format(statistics.mean(values), f"{sign}.2f")
-    return f"{middle} ± {statistics.stdev(values):.2f}" if len(values) > 1 else middle
+def spread(values: Sequence[float], sign: str = "", digits: int = 2) -> str:
+    if not values:
+        return ""
+    middle = format(statistics.mean(values), f"{sign}.{digits}f")
+    return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
 
 
 if __name__ == "__main__":

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs.load import load
 from configs.schema import TrainConfig
 from deploy.errors import LabError
+from optimize.chain import RECORD
+from optimize.stage import StageRecord
 from scripts.compare_chains import (
     Chain,
     Outcome,
+    control_of,
     folder_name,
     format_outcomes,
     main,
     parse_chain,
+    stored_bytes,
 )
 from tests.test_chain import TINY
 from train.run import run
@@ -42,6 +49,11 @@ def test_the_table_has_mean_deviation_and_median() -> None:
     assert lines[3] == "| taylor | 92.00 \u00b1 2.00 | +0.00 \u00b1 1.00 | 0.50 | 0.250 | 0.60 |"
     alone = format_outcomes([0.91], {"taylor": [Outcome(0.90, 1.0, 0.5, 0.25, None)]}).splitlines()
     assert alone[3] == "| taylor | 90.00 | -1.00 | 0.50 | 0.250 |  |"
+    mixed = {"max": [Outcome(0.90, 1.0, 1.0, 0.25, 0.5, 31.84)], "half": [Outcome(0.90, 1.0, 0.5, 0.5, 0.5)]}
+    lines = format_outcomes([0.91], mixed).splitlines()
+    assert lines[0].endswith("| latency | logits, dB |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[3].endswith("| 31.8 |")
 
 
 def test_a_mistake_is_told_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +84,26 @@ def test_chains_run_on_every_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
     chains = ["l1 (2): stages=[prune] prune.importance=l1", "bad: stages=[prune] prune.keep=0.001"]
     assert main([*arguments[:2], *arguments[3:], *chains]) == 1
     assert "exit code 2, see" in capsys.readouterr().err
+
+
+def record(folder: Path, stage: str, top1: float, found: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    written = StageRecord(stage, {}, "", 10, 20, 1000, top1, 100, 0.0, None, None, found)
+    (folder / RECORD).write_text(json.dumps(asdict(written)))
+
+
+def test_a_tickets_control_is_a_line_of_its_own(tmp_path: Path) -> None:
+    record(tmp_path / "0-original", "original", 0.9, {})
+    record(tmp_path / "1-lottery", "lottery", 0.88, {"control_top1": 0.8})
+    control = control_of(tmp_path)
+    assert control is not None
+    assert (control.top1, control.drop, control.macs) == (0.8, pytest.approx(10.0), 1.0)
+    record(tmp_path / "2-finetune", "finetune", 0.89, {})
+    assert control_of(tmp_path) is None
+
+
+def test_shared_weights_are_stored_in_their_own_file(tmp_path: Path) -> None:
+    record(tmp_path / "1", "finetune", 0.9, {"shared_weights": {"file_bytes": 130}})
+    found = StageRecord.read(tmp_path / "1" / RECORD)
+    assert found is not None
+    assert stored_bytes(found) == 130

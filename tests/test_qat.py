@@ -21,8 +21,8 @@ from deploy.errors import LabError
 from optimize.calibrate import Scales
 from optimize.chain import run_chain
 from optimize.export import export_onnx
-from optimize.qat import START, calibrate_quantisers, fake_quant_of
-from optimize.qat_scales import measure_agreement, trained_scales
+from optimize.qat import START, agreement_with_torch, calibrate_quantisers, fake_quant_of
+from optimize.qat_scales import trained_scales
 from optimize.qdq import emit
 from optimize.qdq_lint import lint
 from optimize.quantize import quantize_onnx
@@ -104,7 +104,7 @@ def test_torch_and_the_int8_file_compute_the_same(name: str, tmp_path: Path) -> 
     s8 = emit(onnx.load(path), scales, "s8")
     assert lint(s8) == []
     # Layer after layer an untrained network makes more of a value that falls to the other side of a half.
-    found = measure_agreement(model, s8, [images(20, 32)])
+    found = agreement_with_torch(model, s8, [images(20, 32)])
     assert found.num_images == 32
     assert found.top1_agreement >= 0.75
     assert found.snr_db > 15
