@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from deploy.errors import LabError
@@ -69,6 +69,19 @@ def export_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     _mean_to_pool(proto)
     check_static_size(proto)
     write_model(proto, path)
+
+
+def folded_norms(model: nn.Module) -> dict[str, str]:
+    """The BatchNorm that `export_onnx` folds into each convolution, both by name."""
+    traced = fx.symbolic_trace(plain(model).cpu().float().eval())
+    modules = dict(traced.named_modules())
+    found = {}
+    for node in traced.graph.nodes:
+        if isinstance(modules.get(str(node.target)), nn.BatchNorm2d):
+            before = node.args[0]
+            if isinstance(modules.get(str(before.target)), nn.Conv2d) and len(before.users) == 1:
+                found[str(before.target)] = str(node.target)
+    return found
 
 
 def compare_onnx(model: nn.Module, path: Path, batches: Iterable[npt.NDArray[Any]]) -> ExportRecord:

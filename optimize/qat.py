@@ -6,7 +6,7 @@ import operator
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from optimize.export import export_onnx
 from optimize.fidelity import Agreement, measure_agreement, plain_session, session_logits
 from optimize.finetune import finetune_config, train
 from optimize.int8 import calibration_images
-from optimize.qat_scales import trained_scales
+from optimize.qat_scales import round_biases, trained_scales
 from optimize.qdq import emit
 from optimize.stage import Context, save_changed
-from train.checkpoint import NAME, load_checkpoint, restore_model
+from train.checkpoint import NAME, load_checkpoint, restore_model, save_checkpoint
 from train.fake_quant import INPUT, OUTPUT, quantiser, set_active
 from train.monitor import log
 from train.saves import saved_structure
@@ -129,7 +129,7 @@ def qat_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
         calibrate_quantisers(model, change["activations"], _batches(images, context), calibration)
         save_changed(folder, checkpoint, model, [*checkpoint.structure, change], START)
     metrics = train(finetune_config(start, folder, context, config.training), folder)
-    agreement = _agreement(folder / NAME, context)
+    agreement = _settle(folder / NAME, context)
     if agreement["top1_agreement"] < MIN_AGREEMENT:
         log.warning(
             "the network in torch and its INT8 file name the same class on %.2f %% of %d images; of a "
@@ -144,8 +144,8 @@ def qat_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     }
 
 
-def _agreement(path: Path, context: Context) -> dict[str, Any]:
-    """Of a trained checkpoint's network and its INT8 file, on validation images."""
+def _settle(path: Path, context: Context) -> dict[str, Any]:
+    """Give a trained checkpoint the biases of its INT8 file; how far the two agree on validation images."""
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint)
     images = choose_images(context.splits.val, context.config.qat.num_checked, context.config.seed)
@@ -156,6 +156,11 @@ def _agreement(path: Path, context: Context) -> dict[str, Any]:
         scales = trained_scales(model, checkpoint.structure, fp32, first)
         assert scales is not None, "the stage has put fake quantisers in"
         s8 = emit(onnx.load(fp32), scales, "s8")
+    round_biases(model, s8)
+    weights = model.state_dict()
+    average = checkpoint.ema is not None
+    settled = replace(checkpoint, ema=weights) if average else replace(checkpoint, model=weights)
+    save_checkpoint(path, settled)
     return asdict(agreement_with_torch(model, s8, _batches(images, context)))
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from deploy.errors import LabError
 from optimize.calibrate import Scales
+from optimize.export import folded_norms
 from optimize.placement import quantised_tensors
 from train.fake_quant import quantiser
 from train.structure import Structure, find_change, plain
@@ -57,6 +59,32 @@ def trained_scales(
     if bad:
         raise LabError(f"the trained scales {bad} must be finite and above 0: train the stage qat again")
     return Scales("qat", int(change["calibration"]["num_images"]), scales)
+
+
+@torch.no_grad()
+def round_biases(model: nn.Module, s8: onnx.ModelProto) -> None:
+    """Give `model`, in place, the biases of its S8 file, which are whole steps of the accumulator.
+
+    They differ by half a step at most; but where the network adds other numbers than its file, integers fall
+    to other sides from the first layer on, and each such rounding makes more of them. Where a BatchNorm was
+    folded, its bias takes what the file's asks for. Doing it twice changes nothing.
+    """
+    constants = {constant.name: constant for constant in s8.graph.initializer}
+    norms = folded_norms(model)
+    for node in s8.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        layer = node.input[2].removesuffix(".bias")
+        bias = torch.from_numpy(numpy_helper.to_array(constants[node.input[2]]).astype(np.float64))
+        module = model.get_submodule(norms.get(layer, layer))
+        if isinstance(module, nn.BatchNorm2d):
+            own = model.get_submodule(layer).bias
+            mean, variance = (
+                cast(torch.Tensor, t).double() for t in (module.running_mean, module.running_var)
+            )
+            shifted = mean - (own.double() if isinstance(own, torch.Tensor) else 0.0)
+            bias = bias + shifted * module.weight.double() * torch.rsqrt(variance + module.eps)
+        cast(torch.Tensor, module.bias).copy_(bias)
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from torch import fx, nn
+from torch import nn
 
 from deploy.errors import LabError
 from deploy.shared_weights import FLOAT, FORMAT, VERSION, Entry, read_shared_weights
+from optimize.export import folded_norms
 from optimize.files import write_bytes
 from train.codebooks import codebooks
-from train.structure import plain
 
 Array = npt.NDArray[np.float32]
 
@@ -89,18 +89,11 @@ def pack(indices: npt.NDArray[np.uint8], bits: int) -> bytes:
 def _folded_scales(model: nn.Module) -> dict[str, Array]:
     """float32 [outputs] of each convolution with a BatchNorm behind: what torch's `fuse_conv_bn_weights`
     multiplies its weight with."""
-    traced = fx.symbolic_trace(plain(model).cpu().float().eval())
-    modules = dict(traced.named_modules())
     scales = {}
-    for node in traced.graph.nodes:
-        norm = modules.get(str(node.target))
-        if not isinstance(norm, nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        if isinstance(modules.get(str(before.target)), nn.Conv2d) and len(before.users) == 1:
-            variance = cast(torch.Tensor, norm.running_var)
-            scale = norm.weight * torch.rsqrt(variance + norm.eps)
-            scales[str(before.target)] = scale.detach().numpy()
+    for conv, name in folded_norms(model).items():
+        norm = cast(nn.BatchNorm2d, model.get_submodule(name)).cpu().float()
+        variance = cast(torch.Tensor, norm.running_var)
+        scales[conv] = (norm.weight * torch.rsqrt(variance + norm.eps)).detach().numpy()
     return scales
 
 
