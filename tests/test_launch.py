@@ -23,7 +23,7 @@ from tests.processes import ROOT, environment, python
 from train.cv import read_out_of_fold, summarize
 from train.launch import Child, Place, run_children, train_command
 from train.result import Result, keep_result, read_result
-from train.sweep import job_command, open_sweep_dir, report
+from train.sweep import job_command, open_sweep_dir, over_seeds, report
 
 TINY = [
     "data=synthetic", "data.num_classes=2", "data.num_train=12", "data.num_val=4", "data.width=40",
@@ -260,3 +260,16 @@ def test_cross_validation_validates_every_image_once_and_goes_on(tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert "fold-0: done already" in again.stderr
     assert json.loads((tmp_path / "cv" / "cv.json").read_text()) == found
+
+
+def test_runs_of_several_seeds_are_averaged() -> None:
+    jobs = sweep_jobs("train", TrainConfig, ["seed=0,1", "epochs=5", "optim.lr=0.1,0.2"])
+    results = {job.name: {"top1": 0.5 + 0.1 * job.config.seed, "loss": 1.0} for job in jobs}
+    means = over_seeds(jobs, results)
+    assert list(means) == ["optim.lr=0.1", "optim.lr=0.2"]
+    assert means["optim.lr=0.1"] == {"top1": "0.5500 \u00b1 0.0707", "loss": "1.0000 \u00b1 0.0000"}
+    del results[jobs[0].name]
+    assert list(over_seeds(jobs, results)) == ["optim.lr=0.2"]
+    alone = sweep_jobs("train", TrainConfig, ["epochs=5", "optim.lr=0.1,0.2"])
+    assert over_seeds(alone, {job.name: {"top1": 0.5} for job in alone}) == {}
+    assert list(over_seeds(jobs[::2], {job.name: {"top1": 0.5} for job in jobs})) == ["every seed"]

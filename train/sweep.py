@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 from rich.console import Console
 from rich.markup import escape
@@ -92,6 +93,9 @@ def report(folder: Path, jobs: Sequence[Job]) -> None:
     ]
     write_json(folder / NAME, rows)
     print_table(folder.name, {job.name: results.get(job.name) for job in jobs})
+    averages = over_seeds(jobs, results)
+    if averages:
+        print_table(f"{folder.name}: mean and standard deviation over the seeds", averages)
     require_all(folder, jobs, results)
 
 
@@ -112,14 +116,37 @@ def require_all(folder: Path, jobs: Sequence[Job], results: dict[str, dict[str, 
         raise SystemExit(1)
 
 
-def print_table(title: str, rows: dict[str, dict[str, float] | None]) -> None:
+def over_seeds(jobs: Sequence[Job], results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, str]]:
+    """Of runs that differ in nothing but their seed, by what sets them apart from the rest; empty where every
+    run stands alone."""
+    groups: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
+    for job in jobs:
+        if job.name in results:
+            words = tuple(word for word in job.overrides if not word.startswith("seed="))
+            groups.setdefault(words, []).append(results[job.name])
+    common = set.intersection(*map(set, groups)) if groups else set()
+    return {
+        ", ".join(word for word in words if word not in common) or "every seed": {
+            name: f"{mean(run[name] for run in runs):.4f} ± {stdev(run[name] for run in runs):.4f}"
+            for name in runs[0]
+            if all(name in run for run in runs)
+        }
+        for words, runs in groups.items()
+        if len(runs) > 1
+    }
+
+
+def print_table(
+    title: str, rows: Mapping[str, Mapping[str, float] | None] | Mapping[str, Mapping[str, str]]
+) -> None:
     """To stdout, a row for each run, `failed` where it has no metrics."""
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics or {}))
     table = Table("run", title=escape(title))
     for name in names:
         table.add_column(name, justify="right")
     for run, metrics in rows.items():
-        cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in names] if metrics else []
+        found = [metrics.get(name, "") for name in names] if metrics else []
+        cells = [value if isinstance(value, str) else f"{value:.4f}" for value in found]
         table.add_row(escape(run), *(cells or ["failed"]))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
