@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from configs.schema import (
-    BenchConfig,
-    CalibrationConfig,
-    GateConfig,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Seed,
-)
-
-_CLOSED = ConfigDict(extra="forbid", strict=True)
+from configs.fields import CLOSED, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from configs.quantize import BenchConfig, CalibrationConfig, GateConfig
 
 ORIGINAL = "original"
 """Among the teachers: the checkpoint that the chain began with."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class FinetuneConfig:
     """As the network was trained, but for these."""
 
@@ -53,7 +44,7 @@ def require_training(rounds: int, finetune: FinetuneConfig | None) -> None:
         raise ValueError(f"finetune=null leaves rounds {rounds} without training: give rounds=1")
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class PruneConfig:
     importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
     """What makes a channel matter; random is the control that the others have to beat."""
@@ -94,7 +85,7 @@ class PruneConfig:
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class SparsifyConfig:
     """Single weights become zero and stay so; shapes stay as they are."""
 
@@ -118,7 +109,7 @@ class SparsifyConfig:
         return self
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class LotteryConfig:
     """The weights that training shows to matter, trained from their start (Frankle and Carbin 2019)."""
 
@@ -145,7 +136,7 @@ class LotteryConfig:
         return self
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class LatencyConfig:
     """How a stage's network is timed: exported, in ONNX Runtime on this CPU, beside the one before."""
 
@@ -154,7 +145,7 @@ class LatencyConfig:
     """Of each of the two; 0 is off."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class FactoriseConfig:
     by: Literal["energy", "macs", "latency"]
     """energy: every layer keeps `energy`; macs: as much as lets the network cost `keep`; latency: as energy,
@@ -170,7 +161,7 @@ class FactoriseConfig:
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class ClusterConfig:
     bits: Bits
     """The weights of a layer share 2^bits values."""
@@ -180,7 +171,7 @@ class ClusterConfig:
     """Whether the file of the shared weights is compressed by zlib as well."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class LayersConfig:
     """`python -m optimize.layer_latency`."""
 
@@ -189,7 +180,7 @@ class LayersConfig:
     """Folder of the layers' files."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class QatConfig:
     """Training with fake quantisers, whose ranges `calibration` sets."""
 
@@ -203,7 +194,7 @@ class QatConfig:
 StageName = Literal["prune", "factorise", "sparsify", "lottery", "cluster", "finetune", "qat", "quantize"]
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class Compression:
     """Of a chain and of a search over chains: configs/compression.yaml."""
 
@@ -228,7 +219,7 @@ class Compression:
     latency: LatencyConfig
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class OptimizeConfig(Compression):
     """`python -m optimize`."""
 
@@ -246,7 +237,7 @@ class OptimizeConfig(Compression):
         return self
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class SpaceConfig:
     """What a search may choose from; one value fixes it."""
 
@@ -258,7 +249,7 @@ class SpaceConfig:
     """int8: calibrated; qat: trained as its INT8 file rounds."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class SearchConfig(Compression):
     """`python -m optimize.search`."""
 

@@ -8,308 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-_CLOSED = ConfigDict(extra="forbid", strict=True)
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**24)]  # the step and the rank join it in one number of 64 bits
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rgb = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
-RgbPositive = Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ProgressiveConfig:
-    """Smaller training images at first; evaluation is always at the full size."""
-
-    start_size: Annotated[int, Field(ge=32, multiple_of=32)]
-    """Side in the first epoch, px; it grows linearly, in steps of 32."""
-    epochs: Count
-    """Until the full size; 0 is off."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class InputConfig:
-    """What becomes the `InputSpec` of a run."""
-
-    size: Annotated[int, Field(ge=32, multiple_of=32)]
-    """Side of the square that the network sees, px; five halvings must leave a whole number."""
-    resize: PositiveInt
-    """Shorter side after resizing for evaluation, px; at least `size`."""
-    mean: Rgb
-    """Of each colour in 0..1."""
-    std: RgbPositive
-    progressive: ProgressiveConfig
-
-    @model_validator(mode="after")
-    def _start_is_smaller(self) -> InputConfig:
-        if self.progressive.epochs and self.progressive.start_size > self.size:
-            raise ValueError(
-                f"progressive.start_size {self.progressive.start_size} must be at most size {self.size}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> InputConfig:
-        if self.resize < self.size:
-            raise ValueError(f"resize {self.resize} must be at least size {self.size}")
-        return self
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class RandAugmentConfig:
-    """Cubuk et al. 2019, with torchvision's operations and ranges."""
-
-    num_ops: Count
-    """Operations on each image; 0 is off."""
-    magnitude: Annotated[int, Field(ge=0, le=30)]
-    """Of 31 bins."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ErasingConfig:
-    """Zhong et al. 2017; a box becomes the mean colour."""
-
-    probability: Annotated[float, Field(ge=0, le=1)]
-    """0 is off."""
-    min_area: Annotated[float, Field(gt=0, lt=1)]
-    """Least share of the image."""
-    max_area: Annotated[float, Field(gt=0, lt=1)]
-
-    @model_validator(mode="after")
-    def _areas_in_order(self) -> ErasingConfig:
-        if self.min_area > self.max_area:
-            raise ValueError(f"min_area {self.min_area:g} must be at most max_area {self.max_area:g}")
-        return self
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class AugmentConfig:
-    """What happens to the training images alone, in this order: random resized crop, RandAugment, horizontal
-    flip, random erasing."""
-
-    min_scale: Annotated[float, Field(gt=0, le=1)]
-    """Least share of the image's area that a crop keeps; 1 turns the crop off."""
-    max_ratio: Annotated[float, Field(ge=1)]
-    """Aspect ratios are drawn from 1/max_ratio to max_ratio."""
-    flip: bool
-    randaugment: RandAugmentConfig
-    erasing: ErasingConfig
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class StorageConfig:
-    """How images in an object store or in shards are reached."""
-
-    retries: Count
-    """Further tries after a request that failed: refused, too slow, cut off or short."""
-    backoff_s: PositiveFloat
-    """Before the second try; doubled before each further one, up to half a minute."""
-    timeout_s: PositiveFloat
-    """Of one try to read one image, or one part of a shard."""
-    concurrency: PositiveInt
-    """Requests at a time of one process."""
-    cache_gib: PositiveFloat
-    """Of shards below `cache_dir`; more are kept only while all are in use."""
-    shuffle_shards: PositiveInt
-    """Shards that are mixed at a time when training reads shards."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class _Data:
-    input: InputConfig
-    augment: AugmentConfig
-    storage: StorageConfig
-    on_bad: Literal["stop", "quarantine"]
-    """What to do with images that do not decode: stop with a list of them, or leave them out and say so."""
-    cache_dir: str
-    """Results of the check, converted copies of images and shards that were downloaded; safe to delete."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class DigitsConfig(_Data):
-    name: Literal["digits"]
-    root: str
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ImageFolderConfig(_Data):
-    name: Literal["image_folder"]
-    root: str
-    """A folder or a URL such as s3://bucket/photos."""
-    train_split: str
-    """Folder below `root` with a folder a class. Where `root` itself holds the class folders, both splits
-    are cut from it."""
-    val_split: str
-    val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share held out, stratified, where `root` has no split folders."""
-
-    @model_validator(mode="after")
-    def _splits_differ(self) -> ImageFolderConfig:
-        if self.train_split == self.val_split:
-            raise ValueError(f"train_split and val_split are both {self.val_split!r}: they must differ")
-        return self
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class Cifar10Config(_Data):
-    name: Literal["cifar10"]
-    root: str
-    source: str | None
-    """A local folder with train/ and test/ of class folders; null downloads the original."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class SyntheticConfig(_Data):
-    name: Literal["synthetic"]
-    root: str
-    num_classes: Annotated[int, Field(ge=2, le=1000)]
-    num_train: PositiveInt
-    num_val: PositiveInt
-    width: PositiveInt
-    height: PositiveInt
-
-
-Missing = Literal["stop", "drop", "impute"]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ColumnsConfig:
-    """Names in the manifest's header; split, weight and group may be absent there."""
-
-    path: str
-    label: str
-    split: str
-    weight: str
-    group: str
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> ColumnsConfig:
-        names = [self.path, self.label, self.split, self.weight, self.group]
-        if len(set(names)) < len(names):
-            raise ValueError(f"the columns are {names}: their names must differ")
-        return self
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ManifestConfig(_Data):
-    name: Literal["manifest"]
-    root: str
-    csv: str
-    """A path in `root`, or a whole one."""
-    relative_to: Literal["csv", "root"]
-    """What the paths in it are relative to: the folder of the CSV file, or `root`."""
-    columns: ColumnsConfig
-    val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share held out, stratified, where there is no column of splits."""
-    on_missing_label: Missing
-    """impute: the most frequent label of the group."""
-    on_missing_file: Missing
-    """impute: another image of the same class and split."""
-    on_missing_weight: Missing
-    """Of a training image; impute: the median of its class."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ShardsConfig(_Data):
-    name: Literal["shards"]
-    root: str
-    """A folder or a URL that `python -m data.shards` wrote."""
-    val_root: str | None
-    """Where the validation shards are, if not below `root`."""
-
-
-DataConfig = Annotated[
-    DigitsConfig | ImageFolderConfig | Cifar10Config | SyntheticConfig | ManifestConfig | ShardsConfig,
-    Field(discriminator="name"),
-]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class ShuffleConfig:
-    """Every image once an epoch."""
-
-    name: Literal["shuffle"]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class BalancedConfig:
-    """Every class equally likely; an epoch is as long as with `shuffle`."""
-
-    name: Literal["balanced"]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class WeightedConfig:
-    """An image is drawn in proportion to weights[class] x count[class]^-power x its weight in the manifest;
-    an epoch is as long as with `shuffle`."""
-
-    name: Literal["weighted"]
-    weights: dict[str, PositiveFloat] | None
-    """By class name, every class; null: all alike."""
-    power: NonNegativeFloat
-    """0 leaves the classes' shares as they are, 0.5 is the square-root rule (Mahajan et al. 2018), 1 balances
-    them."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class OverConfig:
-    """Each class is repeated up to the size of the largest."""
-
-    name: Literal["over"]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class UnderConfig:
-    """Each class is cut down to the size of the smallest; which images changes with the epoch."""
-
-    name: Literal["under"]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class BootstrapConfig:
-    """As many draws with replacement as there are images, the same in every epoch (Breiman 1996)."""
-
-    name: Literal["bootstrap"]
-
-
-SamplingConfig = Annotated[
-    ShuffleConfig | BalancedConfig | WeightedConfig | OverConfig | UnderConfig | BootstrapConfig,
-    Field(discriminator="name"),
-]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class WriteShardsConfig:
-    """`python -m data.shards`."""
-
-    out: str
-    """A folder or a URL for the shards."""
-    shard_mib: PositiveInt
-    """Images of one shard, MiB; a larger image has a shard of its own."""
-    seed: Seed
-    """Of the order in which the images are dealt to the shards."""
-    data: DataConfig
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class LoaderConfig:
-    name: Literal["dali", "torch"]
-    threads: PositiveInt | None
-    """DALI's threads or DataLoader's worker processes of each rank; null: the rank's share of the cores."""
-    prefetch: PositiveInt
-    """Batches kept ready."""
-
+from configs.fields import CLOSED, Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from configs.images import DataConfig, LoaderConfig, SamplingConfig
 
 ModelName = Literal["resnet8", "resnet20", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class ModelConfig:
     name: ModelName
     stem: Literal["imagenet", "small"]
@@ -323,7 +31,7 @@ class ModelConfig:
     """Do not take the last layer from `weights`. It is new anyway where the numbers of classes differ."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class _Optim:
     lr: PositiveFloat
     """At the end of the warm-up, for the global batch."""
@@ -338,7 +46,7 @@ class _Optim:
     """Weight of the sum of absolute values, on the same weights as weight_decay."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class SgdConfig(_Optim):
     name: Literal["sgd"]
     momentum: Fraction
@@ -351,7 +59,7 @@ class SgdConfig(_Optim):
         return self
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class AdamWConfig(_Optim):
     name: Literal["adamw"]
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
@@ -361,7 +69,7 @@ class AdamWConfig(_Optim):
 OptimConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class StrategyConfig:
     name: Literal["auto", "single", "ddp", "fsdp", "pipeline", "horovod"]
     """`auto` is DDP under torchrun, Horovod under horovodrun, and a single process without a launcher."""
@@ -384,7 +92,7 @@ class StrategyConfig:
         return self
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class LossConfig:
     name: Literal["cross_entropy", "focal"]
     gamma: NonNegativeFloat
@@ -393,7 +101,7 @@ class LossConfig:
     """Classes weigh count to the power of minus this: 0 all alike, 1 the inverse of their frequency."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class DistillConfig:
     """Learning from other networks besides the labels (`train.distill` has the formulas)."""
 
@@ -409,7 +117,7 @@ class DistillConfig:
     """Weight of where the stages look (attention transfer, Zagoruyko and Komodakis 2017); 0 is off."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class EarlyStopConfig:
     patience: Count
     """Epochs without a better score after which a run ends; 0 is off."""
@@ -417,7 +125,7 @@ class EarlyStopConfig:
     """What counts as better, in the score's own unit (shares of 1)."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class TransferConfig:
     """How the stages of a network that starts from `model.weights` come to train."""
 
@@ -429,7 +137,7 @@ class TransferConfig:
     """A stage k below the head trains with lr x lr_decay^k; 1 is off."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class CvConfig:
     """Cross-validation: every image is a validation image once."""
 
@@ -449,13 +157,13 @@ class CvConfig:
         return self
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class DiagnoseConfig:
     every: Count
     """Steps between two looks at the gradients and activations of every layer; 0 is off."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class ProfileConfig:
     start: Count
     """Step after which rank 0's trace begins."""
@@ -463,7 +171,7 @@ class ProfileConfig:
     """That it lasts; 0 is off."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class WandbConfig:
     """Weights & Biases, beside TensorBoard."""
 
@@ -473,7 +181,7 @@ class WandbConfig:
     """offline: kept in the run folder until `wandb sync`."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class TrainConfig:
     name: str
     """Names the run folder."""
@@ -570,66 +278,3 @@ class TrainConfig:
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-
-CalibrationMethod = Literal["max", "percentile", "entropy", "mse"]
-Percentile = Annotated[float, Field(gt=50, le=100)]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class CalibrationConfig:
-    method: CalibrationMethod
-    percentile: Percentile
-    """For method=percentile: share of the absolute values that the scale covers, %."""
-    num_images: PositiveInt
-    """Drawn from the training images, prepared as for evaluation."""
-    balanced: bool
-    """As many of each class as of any other, as far as they go; otherwise in the classes' shares."""
-    equalise: bool
-    """Scale the channels between two layers, so that they share the one scale of their tensor fairly."""
-    correct_biases: bool
-    """Take the mean error that quantisation adds to each channel off its bias."""
-    mixed: bool
-    """Where INT8 falls through the gate, put the layers that cost most back in float until it passes."""
-
-
-Precision = Literal["int8", "fp16", "bf16", "int8-weights"]
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class BenchConfig:
-    threads: PositiveInt | None
-    """null: all usable cores."""
-    seconds: PositiveFloat
-    """Of measuring for each variant and batch size."""
-    batches: Annotated[list[PositiveInt], Field(min_length=1)]
-    """Latency is taken at the smallest, throughput at the largest."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class GateConfig:
-    max_drop: NonNegativeFloat
-    """Points of top-1 that a result may be below the checkpoint that it came from."""
-    ship_failed: bool
-    """Whether a variant that falls through goes into the bundle all the same."""
-
-
-@dataclass(config=_CLOSED, frozen=True)
-class QuantizeConfig:
-    """`python -m scripts.quantize_and_benchmark`."""
-
-    checkpoint: str
-    compressed: list[str]
-    """Checkpoints that `python -m optimize` has made of it: more variants of the same bundle."""
-    out: str | None
-    """Where bundle/, results.jsonl and report.html go; null: beside the checkpoint."""
-    data_root: str | None
-    """Where the run's images are now, if they have moved since the training."""
-    seed: Seed
-    precisions: list[Precision]
-    """Of each network besides fp32. int8-weights: 8 bits in the file, float arithmetic."""
-    calibration: CalibrationConfig
-    gate: GateConfig
-    bench: BenchConfig
-    num_samples: Annotated[int, Field(ge=1, le=64)]
-    """Images that travel in the bundle with their expected outputs."""

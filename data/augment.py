@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from configs.schema import ErasingConfig, ProgressiveConfig, RandAugmentConfig
+from configs.images import ErasingConfig, ProgressiveConfig, RandAugmentConfig
 from data.index import Float64, Int64
 
 OPS = (

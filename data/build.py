@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from configs.schema import DataConfig, LoaderConfig
+from configs.images import DataConfig, LoaderConfig
 from data.loader import Decoding, Loader, PlanLoader
 from data.plan import Plan
 from data.reader import LOCAL, reader_of

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from configs.schema import DataConfig, LoaderConfig
+from configs.images import DataConfig, LoaderConfig
 from data.build import build_loader
 from data.index import Index
 from data.plan import EvalPlan

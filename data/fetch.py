@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from configs.schema import StorageConfig
+from configs.images import StorageConfig
 from deploy.errors import LabError
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import ManifestConfig
+from configs.images import ManifestConfig
 from data.folder import Listing
 from data.folds import held_out
 from deploy.errors import LabError

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.schema import StorageConfig
+from configs.images import StorageConfig
 from data.fetch import fetch, is_url, join, list_tree, part_of, remove, stored_size, upload
 from deploy.bundle import file_sha256
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from configs.schema import AugmentConfig, ProgressiveConfig, SamplingConfig
+from configs.images import AugmentConfig, ProgressiveConfig, SamplingConfig
 from data.augment import random_erasing, random_ops, training_size
 from data.draws import draws
 from data.index import Float64, Index, Int64

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.schema import (
+from configs.images import (
     Cifar10Config,
     DataConfig,
     DigitsConfig,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from tarfile import BLOCKSIZE, TarError, TarInfo
 
-from configs.schema import DataConfig, StorageConfig
+from configs.images import DataConfig, StorageConfig
 from data.fetch import fetch, is_plain, is_url, parse_address
 from data.index import Index, Shard
 from data.plan import BatchPlan, Plan

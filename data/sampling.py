@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from configs.schema import SamplingConfig, ShuffleConfig, WeightedConfig
+from configs.images import SamplingConfig, ShuffleConfig, WeightedConfig
 from data.draws import draws
 from data.index import Float64, Index, Int64
 from deploy.errors import LabError

@@ -17,7 +17,7 @@ from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import StorageConfig
+from configs.images import StorageConfig
 from data.fetch import fetch, part_of
 from data.index import Shard
 from data.plan import Plan

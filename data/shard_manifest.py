@@ -11,10 +11,11 @@ from tarfile import BLOCKSIZE, TarError, TarInfo
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from configs.schema import ShardsConfig, StorageConfig
+from configs.fields import CLOSED
+from configs.images import ShardsConfig, StorageConfig
 from data.fetch import fetch, is_url, join, part_of
 from data.index import Index, Shard
 from deploy.bundle import file_sha256
@@ -24,11 +25,10 @@ from deploy.machine import usable_cores
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _REMEDY = "write the shards anew with python -m data.shards"
-_CLOSED = ConfigDict(extra="forbid", strict=True)
 _Whole = Annotated[int, Field(ge=0)]
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class Entry:
     """One shard; the lists have an element for each of its images."""
 
@@ -47,7 +47,7 @@ class Entry:
     """Height and width in px, upright."""
 
 
-@dataclass(config=_CLOSED, frozen=True)
+@dataclass(config=CLOSED, frozen=True)
 class Manifest:
     schema: int
     class_names: list[str]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.images import WriteShardsConfig
 from configs.load import run_command
-from configs.schema import WriteShardsConfig
 from data.fetch import is_plain, parse_address
 from data.index import Index, Int64
 from data.output import Output

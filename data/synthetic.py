@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from configs.schema import SyntheticConfig
+from configs.images import SyntheticConfig
 
 
 def write_synthetic(root: Path, config: SyntheticConfig) -> None:

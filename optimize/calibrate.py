@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from configs.schema import CalibrationMethod
+from configs.quantize import CalibrationMethod
 from deploy.errors import LabError
 from optimize.placement import quantised_tensors
 

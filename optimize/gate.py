@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from configs.schema import GateConfig
+from configs.quantize import GateConfig
 from deploy.bundle import Variant
 from deploy.errors import LabError
 from optimize.variants import Made

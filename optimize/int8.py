@@ -14,7 +14,8 @@ import numpy.typing as npt
 from torch import nn
 
 from configs.compress import LatencyConfig
-from configs.schema import CalibrationConfig, DataConfig, GateConfig, LoaderConfig
+from configs.images import DataConfig, LoaderConfig
+from configs.quantize import CalibrationConfig, GateConfig
 from data.calibration import choose_images, image_batches, labelled_batches
 from data.index import Index
 from data.prepare import Splits

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.schema import BenchConfig, GateConfig
+from configs.quantize import BenchConfig, GateConfig
 from data.calibration import choose_images
 from data.index import Index
 from deploy.bench import bench

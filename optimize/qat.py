@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from configs.schema import CalibrationConfig
+from configs.quantize import CalibrationConfig
 from data.calibration import choose_images, image_batches
 from data.index import Index
 from deploy.errors import LabError

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from configs.schema import CalibrationMethod
+from configs.quantize import CalibrationMethod
 from deploy.errors import LabError
 from optimize.bias_correction import BiasCorrectionRecord, correct_biases
 from optimize.calibrate import Scales, calibrate

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.compress import LatencyConfig, OptimizeConfig
-from configs.schema import DataConfig, LoaderConfig
+from configs.images import DataConfig, LoaderConfig
 from data.calibration import labelled_batches
 from data.index import Index
 from data.prepare import Splits

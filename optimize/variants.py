@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from configs.schema import QuantizeConfig
+from configs.quantize import QuantizeConfig
 from data.calibration import choose_images
 from deploy.bundle import Variant, file_sha256
 from deploy.errors import LabError

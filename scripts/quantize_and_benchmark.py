@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.load import run_command
-from configs.schema import QuantizeConfig
+from configs.quantize import QuantizeConfig
 
 
 def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:

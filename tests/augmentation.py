@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import AugmentConfig, ErasingConfig, RandAugmentConfig
+from configs.images import AugmentConfig, ErasingConfig, RandAugmentConfig
 
 
 def augmentation(

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import RandAugment
 
+from configs.images import ErasingConfig, LoaderConfig, ProgressiveConfig, RandAugmentConfig
 from configs.load import load
-from configs.schema import ErasingConfig, LoaderConfig, ProgressiveConfig, RandAugmentConfig, TrainConfig
+from configs.schema import TrainConfig
 from data.augment import OPS, random_erasing, random_ops, training_size
 from data.build import build_loader
 from data.index import Index

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn import metrics as reference
 
-from configs.schema import LoaderConfig
+from configs.images import LoaderConfig
 from data.calibration import image_batches
 from data.index import Index
 from data.plan import EvalPlan

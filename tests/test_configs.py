@@ -14,8 +14,10 @@ import pytest
 
 import configs.load
 from configs.compress import OptimizeConfig
+from configs.images import ImageFolderConfig
 from configs.load import CONFIG_DIR, as_dict, from_dict, load, run_command, to_yaml
-from configs.schema import ImageFolderConfig, QuantizeConfig, SgdConfig, TrainConfig
+from configs.quantize import QuantizeConfig
+from configs.schema import SgdConfig, TrainConfig
 from deploy.errors import LabError
 
 RECIPES = sorted(path.stem for path in (CONFIG_DIR / "recipe").glob("*.yaml"))

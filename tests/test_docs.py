@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs.compress import OptimizeConfig, SearchConfig
+from configs.images import WriteShardsConfig
 from configs.load import load, sweep_jobs
-from configs.schema import QuantizeConfig, TrainConfig, WriteShardsConfig
+from configs.quantize import QuantizeConfig
+from configs.schema import TrainConfig
 from scripts.compare_chains import parse_chain
 from tests.processes import ROOT, python
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.schema import LoaderConfig
+from configs.images import LoaderConfig
 from data.build import build_loader
 from data.check import check_images
 from data.index import Index

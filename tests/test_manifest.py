@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from configs.images import ColumnsConfig, ManifestConfig
 from configs.load import load
-from configs.schema import ColumnsConfig, ManifestConfig, TrainConfig
+from configs.schema import TrainConfig
 from data.index import Index
 from data.prepare import Splits, prepare
 from data.sampling import epoch_rows

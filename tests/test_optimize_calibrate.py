@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from configs.schema import CalibrationMethod
+from configs.quantize import CalibrationMethod
 from data.calibration import choose_images
 from data.index import Index
 from deploy.errors import LabError

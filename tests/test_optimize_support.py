@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from configs.schema import CalibrationMethod
+from configs.quantize import CalibrationMethod
 from deploy.input_spec import InputSpec
 from optimize.calibrate import Scales, calibrate
 from optimize.export import export_onnx

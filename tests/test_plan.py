@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from configs.schema import AugmentConfig
+from configs.images import AugmentConfig
 from data.index import Index, Int64
 from data.plan import IGNORE, BatchPlan, EvalPlan, Plan, TrainPlan, random_windows
 from deploy.errors import LabError

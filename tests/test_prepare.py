@@ -16,15 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import data.prepare
+from configs.images import Cifar10Config, DataConfig, DigitsConfig, ImageFolderConfig, SyntheticConfig
 from configs.load import load
-from configs.schema import (
-    Cifar10Config,
-    DataConfig,
-    DigitsConfig,
-    ImageFolderConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from configs.schema import TrainConfig
 from data.index import Index
 from data.prepare import Splits, input_spec, prepare
 from data.synthetic import draw

@@ -17,7 +17,8 @@ from torch import nn
 
 from configs.compress import OptimizeConfig
 from configs.load import load
-from configs.schema import CalibrationConfig, TrainConfig
+from configs.quantize import CalibrationConfig
+from configs.schema import TrainConfig
 from deploy.errors import LabError
 from optimize.calibrate import Scales
 from optimize.chain import run_chain

@@ -11,7 +11,8 @@ import pytest
 
 from configs.compress import OptimizeConfig
 from configs.load import load
-from configs.schema import GateConfig, QuantizeConfig, TrainConfig
+from configs.quantize import GateConfig, QuantizeConfig
+from configs.schema import TrainConfig
 from data.calibration import choose_images
 from deploy.__main__ import main as deploy
 from deploy.bundle import Variant, open_bundle

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.images import SamplingConfig
 from configs.load import load
-from configs.schema import SamplingConfig, TrainConfig
+from configs.schema import TrainConfig
 from data.index import Float64, Index, Int64
 from data.plan import TrainPlan
 from data.sampling import SHUFFLE, epoch_rows, sampling_lines

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import StorageConfig
+from configs.images import StorageConfig
 from data.index import Shard
 from data.shard_cache import Held, ShardCache, ShardsAhead
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
 
+from configs.images import LoaderConfig, ShardsConfig, WriteShardsConfig
 from configs.load import load
-from configs.schema import LoaderConfig, ShardsConfig, TrainConfig, WriteShardsConfig
+from configs.schema import TrainConfig
 from data.build import build_loader
 from data.index import Index
 from data.loader import Batch

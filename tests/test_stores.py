@@ -18,15 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from configs.images import DataConfig, ImageFolderConfig, LoaderConfig, StorageConfig, WriteShardsConfig
 from configs.load import load
-from configs.schema import (
-    DataConfig,
-    ImageFolderConfig,
-    LoaderConfig,
-    StorageConfig,
-    TrainConfig,
-    WriteShardsConfig,
-)
+from configs.schema import TrainConfig
 from data.build import build_loader
 from data.fetch import fetch, is_plain, is_url, parse_address, stored_size, upload
 from data.index import Index, Shard

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from configs.schema import DataConfig
+from configs.images import DataConfig
 from data.prepare import Splits, input_spec, prepare, resplit
 from deploy.errors import LabError
 from train.checkpoint import Facts
