@@ -55,6 +55,7 @@ def load(name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """
     problems: list[str] = []
     config: DictConfig | None
+    overrides = [quoted(word) for word in overrides]
     try:
         config = _compose(name, overrides)
     except _REFUSED:
@@ -109,7 +110,7 @@ def sweep_jobs(name: str, schema: type[T], overrides: Sequence[str]) -> list[Swe
     """The product of the overrides' comma lists and ranges, the last one varying fastest, as Hydra's basic
     sweeper has it. Raises LabError that lists the mistakes of the first job that has any."""
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides([quoted(word) for word in overrides])
         # As in Hydra, a later override takes the place of an earlier one of the same key.
         choices = {o.get_key_element(): _choices(o) for o in parsed if not _is_hydras(o)}
     except HydraException as error:
@@ -136,6 +137,13 @@ def override(key: str, value: str) -> str:
         return f"{key}={value}"
     escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
     return f'{key}="{escaped}"'
+
+
+def quoted(word: str) -> str:
+    """An override whose value has a `=`, as the folders of a sweep have it, in the quotes that Hydra's
+    grammar asks for; what is in quotes, brackets or a list stays."""
+    key, _, value = word.partition("=")
+    return override(key, value) if "=" in value and not re.search(r"[\"'(){}\[\],$]", value) else word
 
 
 def run_command(
@@ -170,6 +178,7 @@ def run_command(
         os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
         told(lambda: command(parse(config, schema), list(HydraConfig.get().overrides.task)))
 
+    sys.argv[1:] = [word if word.startswith("-") else quoted(word) for word in sys.argv[1:]]
     given = get_args_parser().parse_args()
     shows = given.help or given.hydra_help or given.cfg or given.info
 
@@ -255,6 +264,8 @@ def _first_paragraph(error: Exception) -> str:
     # Hydra's own advice is to force the key in with a plus sign, which nothing here would read.
     text = re.sub(r"\n?To append to your config use \+\S*", "", text)
     text = text.split("Config search path:")[0].replace("\tbase\n", "")
+    if re.search("input '[^']*='", text):
+        return "a value with = in a list stands in quotes of its own: 'key=[\"runs/seed=0/checkpoint.pt\"]'"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line]
     return " ".join(line for line in lines if not line.startswith("object_type="))
 

@@ -15,7 +15,7 @@ import pytest
 import configs.load
 from configs.compress import OptimizeConfig
 from configs.images import ImageFolderConfig
-from configs.load import CONFIG_DIR, as_dict, from_dict, load, run_command, to_yaml
+from configs.load import CONFIG_DIR, as_dict, from_dict, load, run_command, sweep_jobs, to_yaml
 from configs.quantize import QuantizeConfig
 from configs.schema import SgdConfig, TrainConfig
 from deploy.errors import LabError
@@ -249,3 +249,17 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(RuntimeError, match="defect in mine"):
         run_command("train", TrainConfig, broken)
+
+
+def test_a_path_with_an_equals_sign_is_a_path() -> None:
+    path = "runs/seed=0/checkpoint.pt"
+    assert load("optimize", OptimizeConfig, [f"checkpoint={path}"]).checkpoint == path
+    assert load("optimize", OptimizeConfig, [f'checkpoint="{path}"']).checkpoint == path
+    jobs = sweep_jobs("train", TrainConfig, ["seed=0,1", f"model.weights={path}"])
+    assert [job.config.model.weights for job in jobs] == [path, path]
+    with pytest.raises(LabError, match="stands in quotes of its own"):
+        load("train", TrainConfig, [f"distill.teachers=[{path}]"])
+    with pytest.raises(LabError, match="stands in quotes of its own"):
+        sweep_jobs("train", TrainConfig, [f"distill.teachers=[],[{path}]"])
+    taught = load("train", TrainConfig, [f'distill.teachers=["{path}"]'])
+    assert taught.distill.teachers == [path]
