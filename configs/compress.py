@@ -49,12 +49,12 @@ class PruneConfig:
     importance: Literal["l1", "l2", "taylor", "bn_scale", "random"]
     """What makes a channel matter; random is the control that the others have to beat."""
     by: Literal["macs", "parameters", "latency"]
-    """What is to become less. latency: of the layers, timed one by one; scope=global then weighs what a
-    channel matters against the time that it costs."""
+    """What is to become less. latency: of the layers, timed one by one."""
     keep: Annotated[float, Field(gt=0, lt=1)]
     """Share of it that is left."""
     scope: Literal["uniform", "global"]
-    """uniform: the same share of every layer; global: those that matter least, wherever they are."""
+    """uniform: the same share of every layer; global: those that matter least, wherever they are; with
+    taylor or by=latency, for what they cost."""
     round_to: PositiveInt
     """Channels that are left are a multiple of this, as the kernels of GPUs like them."""
     max_cut: Annotated[float, Field(gt=0, lt=1)]

@@ -105,7 +105,7 @@ class Histogram:
 
 
 def calibrate(
-    onnx_path: Path, batches: Iterable[npt.NDArray[Any]], method: CalibrationMethod, percentile: float = 99.99
+    onnx_path: Path, batches: Iterable[npt.NDArray[Any]], method: CalibrationMethod, percentile: float
 ) -> Scales:
     """Run the float network over `batches` (float32 N x 3 x size x size) and choose amax for each tensor.
 

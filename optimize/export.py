@@ -7,11 +7,9 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
@@ -22,6 +20,7 @@ from torch.fx.experimental.optimization import fuse
 
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from optimize.fidelity import Fidelity, compare_logits, session_logits
 from optimize.files import write_model
 from train.structure import plain
 
@@ -29,17 +28,6 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 # The newest that TensorRT 10.3 (JetPack 6.2) and ONNX Runtime 1.20 take, and the exporter's own default.
 OPSET = 20
-
-
-@dataclass(frozen=True)
-class ExportRecord:
-    """How close the file is to the network: figures only, the caller holds them against its gate."""
-
-    relative_error: float
-    """||onnx - torch||_2 / ||torch||_2 over all logits."""
-    top1_agreement: float
-    """Share of the images, 0 to 1, on which both name the same class."""
-    num_images: int
 
 
 def export_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
@@ -84,7 +72,7 @@ def folded_norms(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def compare_onnx(model: nn.Module, path: Path, batches: Iterable[npt.NDArray[Any]]) -> ExportRecord:
+def compare_onnx(model: nn.Module, path: Path, batches: Iterable[npt.NDArray[Any]]) -> Fidelity:
     """Run `model` and the file (ONNX Runtime, CPU, its default optimisations) on the same images; in float,
     fake quantisers of activations are off.
 
@@ -92,20 +80,10 @@ def compare_onnx(model: nn.Module, path: Path, batches: Iterable[npt.NDArray[Any
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     network = plain(model).cpu().float().eval()
-    difference = reference = 0.0
-    agree = count = 0
-    for batch in batches:
-        with torch.no_grad():
-            expected = network(torch.from_numpy(batch)).numpy().astype(np.float64)
-        actual = session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]
-        difference += float(np.square(actual - expected).sum())
-        reference += float(np.square(expected).sum())
-        agree += int((actual.argmax(1) == expected.argmax(1)).sum())
-        count += len(batch)
-    if count == 0:
-        raise LabError("compare: 0 images, at least 1 is needed; give it some of the validation set")
-    # All-zero logits would be a broken network; the error is then absolute and still tells.
-    return ExportRecord((difference / (reference or 1.0)) ** 0.5, agree / count, count)
+    with torch.no_grad():
+        return compare_logits(
+            lambda batch: network(torch.from_numpy(batch)).numpy(), session_logits(session), batches
+        )
 
 
 def check_static_size(model: onnx.ModelProto) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,38 +28,29 @@ class Fidelity:
         """Signal-to-noise ratio of the logits, dB; infinite where they are equal."""
         return -20 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
 
+    def as_record(self) -> dict[str, Any]:
+        """With the ratio, of equal networks 300 dB, for JSON knows no infinity."""
+        return asdict(self) | {"snr_db": min(300.0, self.snr_db)}
+
 
 Logits = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """float32 [n, 3, size, size] -> logits [n, classes]."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """As it stands in a record."""
-
-    top1_agreement: float
-    """Share of the images, 0 to 1, on which both name the same class."""
-    snr_db: float
-    """10 log10(||reference||^2 / ||other - reference||^2) over all logits; 300 where they are equal, for JSON
-    knows no infinity."""
-    num_images: int
-
-
-def measure_agreement(
-    reference: Logits, other: Logits, batches: Iterable[npt.NDArray[np.float32]]
-) -> Agreement:
-    """Raises LabError where there are no images."""
-    found = [(reference(batch), other(batch)) for batch in batches]
-    if not found:
-        raise LabError("0 images to compare on, at least 1 is needed; check the validation split")
-    expected, actual = (np.concatenate(logits) for logits in zip(*found, strict=True))
-    agree = float((actual.argmax(1) == expected.argmax(1)).mean())
-    return Agreement(agree, min(300.0, snr_db(actual, expected)), len(actual))
-
-
-def session_logits(session: onnxruntime.InferenceSession) -> Logits:
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+def compare_logits(reference: Logits, other: Logits, batches: Iterable[npt.NDArray[np.float32]]) -> Fidelity:
+    """Of `other` to `reference`. Raises LabError where there are no images."""
+    difference = signal = 0.0
+    agree = count = 0
+    for batch in batches:
+        expected, actual = (logits(batch).astype(np.float64) for logits in (reference, other))
+        difference += float(np.square(actual - expected).sum())
+        signal += float(np.square(expected).sum())
+        agree += int((actual.argmax(1) == expected.argmax(1)).sum())
+        count += len(batch)
+    if count == 0:
+        raise LabError("compare: 0 images, at least 1 is needed; give it some of the data set")
+    # All-zero logits would be a broken network; the error is then absolute and still tells.
+    return Fidelity((difference / (signal or 1.0)) ** 0.5, agree / count, count)
 
 
 def compare_models(
@@ -70,23 +61,14 @@ def compare_models(
     ONNX Runtime on the CPU with its optimisations off, so that a Q/DQ network computes what ONNX says and
     not what this CPU's integer kernels do. Raises LabError when there are no images.
     """
-    sessions = [plain_session(model) for model in (reference, other)]
-    names = [model.graph.input[0].name for model in (reference, other)]
-    difference = signal = 0.0
-    agree = count = 0
-    for batch in batches:
-        for image in batch:
-            expected, actual = (
-                session.run(None, {name: image[None]})[0].astype(np.float64)
-                for session, name in zip(sessions, names, strict=True)
-            )
-            difference += float(np.square(actual - expected).sum())
-            signal += float(np.square(expected).sum())
-            agree += int(actual.argmax() == expected.argmax())
-            count += 1
-    if count == 0:
-        raise LabError("compare: 0 images, at least 1 is needed; give it some of the training set")
-    return Fidelity((difference / (signal or 1.0)) ** 0.5, agree / count, count)
+    ours, theirs = (session_logits(plain_session(model)) for model in (reference, other))
+    return compare_logits(ours, theirs, (image[None] for batch in batches for image in batch))
+
+
+def session_logits(session: onnxruntime.InferenceSession) -> Logits:
+    """Of its one output."""
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0]
 
 
 def plain_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:

@@ -23,7 +23,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from optimize.calibrate import Scales
 from optimize.export import export_onnx
-from optimize.fidelity import measure_agreement, session_logits
+from optimize.fidelity import compare_logits, session_logits
 from optimize.qat_scales import trained_scales
 from optimize.quantize import U8_NAME, QuantizeRecord, quantize_onnx
 from optimize.sensitivity import MixedPlan, plan_mixed
@@ -122,12 +122,12 @@ def quantize_stage(source: Path, folder: Path, context: Context) -> dict[str, An
     )
     shutil.copyfile(source, folder / NAME)
     threads = config.latency.threads
-    agreement = measure_agreement(
+    agreement = compare_logits(
         session_logits(open_session(str(fp32), threads)),
         session_logits(open_session(str(folder / U8_NAME), threads)),
         images.batches(choose_images(images.splits.val, NUM_COMPARED, config.seed)),
     )
-    found = asdict(record) | {"agreement": asdict(agreement)}
+    found = asdict(record) | {"agreement": agreement.as_record()}
     return found | ({"mixed": plan_record(plan)} if plan else {})
 
 

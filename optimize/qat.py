@@ -23,7 +23,7 @@ from data.index import Index
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Histogram
 from optimize.export import export_onnx
-from optimize.fidelity import Agreement, measure_agreement, plain_session, session_logits
+from optimize.fidelity import Fidelity, compare_logits, plain_session, session_logits
 from optimize.finetune import finetune_config, train
 from optimize.int8 import calibration_images
 from optimize.qat_scales import round_biases, trained_scales
@@ -161,16 +161,16 @@ def _settle(path: Path, context: Context) -> dict[str, Any]:
     average = checkpoint.ema is not None
     settled = replace(checkpoint, ema=weights) if average else replace(checkpoint, model=weights)
     save_checkpoint(path, settled)
-    return asdict(agreement_with_torch(model, s8, _batches(images, context)))
+    return agreement_with_torch(model, s8, _batches(images, context)).as_record()
 
 
 @torch.no_grad()
 def agreement_with_torch(
     model: nn.Module, s8: onnx.ModelProto, batches: Iterable[npt.NDArray[np.float32]]
-) -> Agreement:
+) -> Fidelity:
     """Of the network with its fake quantisers, and its S8 file in ONNX Runtime, unoptimised."""
     network = model.eval()
-    return measure_agreement(
+    return compare_logits(
         lambda batch: network(torch.from_numpy(batch)).numpy(), session_logits(plain_session(s8)), batches
     )
 

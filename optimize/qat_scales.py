@@ -1,4 +1,4 @@
-"""From fake quantisers to the INT8 file: which scale is which tensor's."""
+"""Between fake quantisers and the INT8 file: which scale is which tensor's, and the file's biases."""
 
 from __future__ import annotations
 

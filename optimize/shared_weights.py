@@ -91,9 +91,9 @@ def _folded_scales(model: nn.Module) -> dict[str, Array]:
     multiplies its weight with."""
     scales = {}
     for conv, name in folded_norms(model).items():
-        norm = cast(nn.BatchNorm2d, model.get_submodule(name)).cpu().float()
-        variance = cast(torch.Tensor, norm.running_var)
-        scales[conv] = (norm.weight * torch.rsqrt(variance + norm.eps)).detach().numpy()
+        norm = cast(nn.BatchNorm2d, model.get_submodule(name))
+        variance = cast(torch.Tensor, norm.running_var).cpu().float()
+        scales[conv] = (norm.weight.detach().cpu().float() * torch.rsqrt(variance + norm.eps)).numpy()
     return scales
 
 

@@ -138,14 +138,14 @@ def outcome(folder: Path, checkpoint: Path, seconds: float) -> Outcome:
     first, record = read_record(folder, 0), read_record(folder, last)
     files = [folder / "0-original" / "fp32.onnx", stage_folder(folder, last) / file_of(record)]
     times = compare_latency(files, read_facts(checkpoint).input_spec, LatencyConfig(1, seconds))
-    int8 = record.stage == "quantize"
+    agreement = record.found.get("agreement") if record.stage == "quantize" else None
     return Outcome(
         top1=record.top1,
         drop=record.drop,
         macs=record.macs / first.macs,
         size=stored_bytes(record) / first.onnx_bytes,
         latency=times[1] / times[0] if times else None,
-        snr_db=record.found["agreement"]["snr_db"] if int8 else None,
+        snr_db=agreement["snr_db"] if agreement else None,
     )
 
 

@@ -23,7 +23,7 @@ def snr(model: onnx.ModelProto, reference: onnx.ModelProto, folder: Path) -> flo
     """dB of the INT8 network's outputs, on images that nothing was set by."""
     path = folder / "network.onnx"
     onnx.save(model, path)
-    int8 = emit(model, calibrate(path, [images(0, 8)], "max"), "s8")
+    int8 = emit(model, calibrate(path, [images(0, 8)], "max", 99.99), "s8")
     return compare_models(reference, int8, [images(5, 8)]).snr_db
 
 
@@ -131,7 +131,7 @@ def test_residual_is_left_and_the_two_forms_agree(tmp_path: Path) -> None:
     result, _ = equalize(model, [images(0, 8)], 0.0)
     path = tmp_path / "equalised.onnx"
     onnx.save(result, path)
-    scales = calibrate(path, [images(0, 8)], "max")
+    scales = calibrate(path, [images(0, 8)], "max", 99.99)
     s8, u8 = emit(result, scales, "s8"), emit(result, scales, "u8")
     assert integer_mismatches(s8, u8, [images(8, 2, gain=3.0)]) == 0
 

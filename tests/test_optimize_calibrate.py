@@ -46,14 +46,14 @@ def of_values(*values: float) -> npt.NDArray[Any]:
 
 
 def test_max_scale_is_exact_over_all_batches(tiny: Path) -> None:
-    scales = calibrate(tiny, [of_values(1.0, -50.0), of_values(2.54), of_values(0.3)], "max")
+    scales = calibrate(tiny, [of_values(1.0, -50.0), of_values(2.54), of_values(0.3)], "max", 99.99)
     assert scales.tensors == {"positive": float(np.float32(np.float32(2.54) / np.float32(127)))}
     assert (scales.method, scales.num_images) == ("max", 3)
 
 
 def test_zero_tensor_gets_the_scale_of_one(tiny: Path) -> None:
     for method in get_args(CalibrationMethod):
-        scales = calibrate(tiny, [of_values(-1.0)], method)
+        scales = calibrate(tiny, [of_values(-1.0)], method, 99.99)
         assert scales.tensors["positive"] == pytest.approx(1 / 127)
 
 
@@ -133,11 +133,11 @@ def test_order_of_batches_does_not_matter() -> None:
 
 def test_mistakes_are_named(tiny: Path) -> None:
     with pytest.raises(LabError, match="0 images"):
-        calibrate(tiny, [], "max")
+        calibrate(tiny, [], "max", 99.99)
     with pytest.raises(LabError, match="'positive' holds NaN"):
-        calibrate(tiny, [of_values(1.0), of_values(float("nan"))], "max")
+        calibrate(tiny, [of_values(1.0), of_values(float("nan"))], "max", 99.99)
     with pytest.raises(LabError, match="'median' must be one of max, percentile, entropy, mse"):
-        calibrate(tiny, [of_values(1.0)], "median")  # type: ignore[arg-type]
+        calibrate(tiny, [of_values(1.0)], "median", 99.99)  # type: ignore[arg-type]
     with pytest.raises(LabError, match=r"percentile 0\.0"):
         calibrate(tiny, [of_values(1.0)], "percentile", 0.0)
 
@@ -159,6 +159,6 @@ def test_bad_json_is_refused(text: str) -> None:
 
 def test_every_image_of_a_batch_counts(tiny: Path) -> None:
     batch = np.concatenate([of_values(1.0)] * 19 + [of_values(7.0)])
-    scales = calibrate(tiny, [batch], "max")
+    scales = calibrate(tiny, [batch], "max", 99.99)
     assert scales.num_images == 20
     assert scales.tensors["positive"] == float(np.float32(7.0 / 127))

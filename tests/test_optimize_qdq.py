@@ -224,7 +224,7 @@ def mixed(keep: set[str], number_format: NumberFormat) -> onnx.ModelProto:
 def residual_scales() -> Scales:
     with tempfile.TemporaryDirectory() as folder:
         path = residual_graph.saved(residual_graph.residual(), Path(folder))
-        return calibrate(path, [residual_graph.images(0, 16)], "max")
+        return calibrate(path, [residual_graph.images(0, 16)], "max", 99.99)
 
 
 def reads(model: onnx.ModelProto, node_name: str) -> list[str]:

@@ -71,7 +71,7 @@ def exported(name: str) -> Path:
 
 @cache
 def calibrated(name: str, method: CalibrationMethod = "max") -> Scales:
-    return calibrate(exported(name), batches(), method)
+    return calibrate(exported(name), batches(), method, 99.99)
 
 
 def load(name: str) -> onnx.ModelProto:

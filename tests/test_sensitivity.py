@@ -44,7 +44,7 @@ def prepared(folder: Path, outlier: float) -> tuple[Path, Scales, Labelled, Labe
                 for b in batches
             ]
         )
-    return path, calibrate(path, [images(0, 32)], "max"), sets[0], sets[1]
+    return path, calibrate(path, [images(0, 32)], "max", 99.99), sets[0], sets[1]
 
 
 def test_the_fragile_layer_costs_most(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_fragile_layer_costs_most(tmp_path: Path) -> None:
 
 
 def scales_of(folder: Path) -> Scales:
-    return calibrate(folder / "fp32.onnx", [images(0, 32)], "max")
+    return calibrate(folder / "fp32.onnx", [images(0, 32)], "max", 99.99)
 
 
 def test_the_plan_puts_it_back_and_nothing_else(tmp_path: Path) -> None:
