@@ -163,6 +163,7 @@ def test_two_ranks_make_one_run(images: list[str], tmp_path: Path) -> None:
     assert sorted(file.name for file in (run_dir / "logs").iterdir()) == ["rank0.log", "rank1.log"]
     assert [step for step, _ in scalars(run_dir, "eval/top1")] == [6, 12]
     assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
     saved = load_checkpoint(run_dir / "checkpoint.pt")
     alone = evaluated_alone(saved, run_dir)
     assert alone == pytest.approx({name: saved.metrics[name] for name in alone}, rel=1e-5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from train.group import Group
 from train.strategy import Tensors, replica_backward, replica_logits
 from train.task import Criterion
+
+# Rank 0's statistics of BatchNorm are those that count, and `align` hands them on when they do. Later torch
+# has another word for it, and warns of the first.
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+NO_SYNC_OF_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False
+}
 
 
 class DDP(Group):
@@ -23,8 +31,7 @@ class DDP(Group):
             model,
             device_ids=[self.device.index] if on_gpu else None,
             gradient_as_bucket_view=True,
-            # Rank 0's statistics of BatchNorm are those that count, and `align` hands them on when they do.
-            broadcast_buffers=False,
+            **NO_SYNC_OF_BUFFERS,
         )
 
     def backward(
