@@ -28,7 +28,7 @@ from train.horovod import in_memory_order
 from train.launch import require_no_launcher
 from train.ranks import Ranks
 from train.run import run
-from train.strategy import build_strategy
+from train.strategies import build_strategy
 
 HOROVODRUN = {
     "HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"

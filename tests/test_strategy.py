@@ -19,7 +19,8 @@ from tests.processes import run_ranks
 from train.metrics import EvalCounts
 from train.ranks import Ranks, choose_device
 from train.state import local
-from train.strategy import Strategy, build_strategy
+from train.strategies import build_strategy
+from train.strategy import Strategy
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, 1, launched=False)

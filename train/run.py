@@ -43,7 +43,8 @@ from train.ranks import Ranks, choose_device
 from train.saves import Saves, checkpoints, saved_config, saved_structure
 from train.state import optimizer_tensors
 from train.stop import StopRequest
-from train.strategy import Strategy, build_strategy
+from train.strategies import build_strategy
+from train.strategy import Strategy
 from train.structure import Structure, build_network
 from train.task import classification
 from train.transfer import freeze
