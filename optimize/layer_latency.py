@@ -10,25 +10,27 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from configs.compress import LayersConfig
 from configs.load import run_command
 from deploy.errors import LabError
-from deploy.layers import LayerTable, time_layers
-from optimize.layer_clock import layers_onnx
+from deploy.layers import DEFAULT_SECONDS, LayerTable, time_layers
+from optimize.export import INPUT_NAME, OPSET
+from optimize.layer_clock import OUTPUT_NAME, layers_onnx
 from optimize.widths import Cost, Layer, channel_groups
 from train.checkpoint import load_checkpoint, restore_model
 from train.structure import plain, resized
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of a layer's widths, at which it is timed; 0 is one channel."""
-SECONDS = 0.02
-"""Of timing each layer on this machine."""
+EMPTY = "empty-0-0"
+"""A network that does nothing: what it takes is no layer's, and is taken off each."""
 
 
 def export_layers(layers: Iterable[Layer], folder: Path) -> int:
-    """An ONNX file of each layer at each width of its grid, in the folder; how many there are.
+    """An ONNX file of each layer at each width of its grid, in the folder, and `EMPTY`; how many there are.
 
     A hundred bytes each: their weights are constants. Raises LabError where the folder holds something.
     """
@@ -40,14 +42,15 @@ def export_layers(layers: Iterable[Layer], folder: Path) -> int:
         with torch.device("meta"):
             module = resized(layer.module, inputs, outputs)
         onnx.save(layers_onnx([module], layer.in_size), folder / f"{key}.onnx")
-    return len(points)
+    onnx.save(_empty_onnx(), folder / f"{EMPTY}.onnx")
+    return len(points) + 1
 
 
 def measure_here(layers: Iterable[Layer], threads: int) -> LayerTable:
     """Of this machine, in FP32 ONNX Runtime at batch 1, as `python -m deploy layers` does it elsewhere."""
     with TemporaryDirectory() as folder:
         export_layers(layers, Path(folder))
-        return time_layers(Path(folder), threads, SECONDS)
+        return time_layers(Path(folder), threads, DEFAULT_SECONDS)
 
 
 def grid(layer: Layer) -> list[tuple[int, int]]:
@@ -67,15 +70,17 @@ def layer_key(layer: Layer, inputs: int, outputs: int) -> str:
 def table_cost(table: LayerTable, name: str) -> Cost:
     """ms of a layer by itself; linear in the input and in the output channels between those of the table.
 
-    What runs between the layers is in none of them, so the sum is a model of the whole, not its time.
+    Less what the call of a network takes that does nothing, where the table has it. What runs between the
+    layers is in none of them, so the sum is a model of the whole, not its time.
     Raises LabError, which calls the table `name`, for a layer that it has not on either side.
     """
     kinds: dict[str, dict[int, dict[int, float]]] = {}
+    call = table.latency_ms.get(EMPTY, 0.0)
     for key, ms in table.latency_ms.items():
         kind, inputs, outputs = (*key.rsplit("-", 2), "", "")[:3]
         if not (inputs.isdigit() and outputs.isdigit()):
             raise LabError(f"{name} has a layer {key!r}: the name must end with two widths, as in ...-64-128")
-        kinds.setdefault(kind, {}).setdefault(int(inputs), {})[int(outputs)] = ms
+        kinds.setdefault(kind, {}).setdefault(int(inputs), {})[int(outputs)] = max(0.0, ms - call)
 
     @cache
     def at(layer: Layer, inputs: int, outputs: int) -> float:
@@ -121,6 +126,17 @@ def _kind(layer: Layer) -> str:
     ]  # fmt: skip
     words = [f"{word}{height}x{width}" for word, (height, width) in parts]
     return "-".join([*words, "depthwise" if layer.depthwise else f"g{module.groups}"])
+
+
+def _empty_onnx() -> onnx.ModelProto:
+    image, out = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1])
+        for name in (INPUT_NAME, OUTPUT_NAME)
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [INPUT_NAME], [OUTPUT_NAME])], "empty", [image], [out]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
 def main(config: LayersConfig, overrides: Sequence[str]) -> None:

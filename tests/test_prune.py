@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+import deploy.layers as deploy_layers
 from configs.compress import PruneConfig
 from configs.load import load
 from configs.schema import TrainConfig
 from deploy.__main__ import main as deploy
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
-from deploy.layers import LayerTable
-from optimize.layer_latency import export_layers, grid, layer_key, table_cost
+from deploy.layers import LayerTable, time_layers
+from optimize.layer_latency import EMPTY, export_layers, grid, layer_key, table_cost
 from optimize.prune import prune
 from optimize.stage import count_macs, save_changed
 from optimize.widths import channel_groups, macs, parameters
@@ -177,6 +179,30 @@ def test_times_are_linear_between_those_of_the_table() -> None:
             cost(layer, inputs, outputs)
 
 
+def test_the_call_itself_is_no_layers_time() -> None:
+    layer = next(x for x in channel_groups(network(), SIZE).layers if x.name == "layer2.0.conv2")
+    times = {layer_key(layer, 128, 64): 3.0, layer_key(layer, 128, 128): 5.0, EMPTY: 2.0}
+    cost = table_cost(replace(timed(network()), latency_ms=times), "t.json")
+    assert cost(layer, 128, 96) == pytest.approx(2.0)
+
+
+def test_the_least_of_several_turns_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is slow while the first turn runs, and from the third on."""
+    (stem, *_) = channel_groups(network(), SIZE).layers
+    count = export_layers([stem], tmp_path / "layers")
+    calls = 0
+
+    def measure(call: Callable[[], object], **_: float) -> list[float]:
+        nonlocal calls
+        turn, layer = divmod(calls, count)
+        calls += 1
+        return [(1.0 if turn == 1 else 2.0) * (1 + layer)]
+
+    monkeypatch.setattr(deploy_layers, "measure_latency", measure)
+    table = time_layers(tmp_path / "layers", 1, 0.01)
+    assert sorted(table.latency_ms.values()) == list(range(1, 1 + count))
+
+
 def test_a_table_of_another_network_is_refused() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
@@ -195,9 +221,8 @@ def test_layers_are_timed_as_files(tmp_path: Path) -> None:
     some = [*groups.layers[:2], groups.layers[-1]]
     count = export_layers(some, tmp_path / "layers")
     files = list((tmp_path / "layers").glob("*.onnx"))
-    assert (
-        len(files) == count == 5 + 5 + 5
-    )  # the stem keeps 3 inputs; a depthwise layer; the head its classes
+    # The stem keeps 3 inputs; a depthwise layer; the head its classes; and what does nothing.
+    assert len(files) == count == 5 + 5 + 5 + 1
     assert max(file.stat().st_size for file in files) < 1000
     out = tmp_path / "latency.json"
     assert deploy(["layers", str(tmp_path / "layers"), "--out", str(out), "--seconds", "0.001"]) == 0
