@@ -22,7 +22,6 @@ from data.prepare import Splits
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from optimize.calibrate import Scales
-from optimize.export import export_onnx
 from optimize.fidelity import compare_logits, session_logits
 from optimize.qat_scales import trained_scales
 from optimize.quantize import U8_NAME, QuantizeRecord, quantize_onnx
@@ -113,8 +112,8 @@ def quantize_stage(source: Path, folder: Path, context: Context) -> dict[str, An
     """See `optimize.stage.Stage`. The checkpoint stays as it is; the INT8 files stand beside it."""
     checkpoint = load_checkpoint(source)
     model = restore_model(checkpoint)
-    fp32 = folder / "fp32.onnx"
-    export_onnx(model, context.spec, fp32)
+    before = folder.parent / "0-original" if source == context.original else source.parent
+    fp32 = Path(shutil.copyfile(before / "fp32.onnx", folder / "fp32.onnx"))
     images = Images(context.spec, context.data, context.loader, context.splits)
     config = context.config
     record, plan = make_int8(

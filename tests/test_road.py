@@ -82,6 +82,17 @@ def compressed(trained: Path, chain: Path) -> Path:
     return trained
 
 
+def test_int8_is_made_of_the_stage_before(trained: Path, chain: Path, tmp_path: Path) -> None:
+    alone = [*chain_of(trained), "stages=[quantize]", f"out={tmp_path}"]
+    run_chain(load("optimize", OptimizeConfig, alone), print)
+    for before, made in (
+        (tmp_path / "0-original", tmp_path / "1-quantize"),
+        (chain / "1-prune", chain / "2-quantize"),
+    ):
+        assert (made / "fp32.onnx").read_bytes() == (before / "fp32.onnx").read_bytes()
+        assert (made / "checkpoint.pt").exists()
+
+
 def test_the_road_leaves_what_the_readme_names(compressed: Path) -> None:
     left = {path.name for path in compressed.iterdir()}
     assert left >= {
