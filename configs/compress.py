@@ -60,7 +60,8 @@ class PruneConfig:
     max_cut: Annotated[float, Field(gt=0, lt=1)]
     """Of the channels of one layer at most this share goes."""
     num_images: PositiveInt
-    """Training images for importance=taylor."""
+    """Training images for importance=taylor. Few leave it to chance: what counts is the square of the loss's
+    slope, which is large on the few images that the network has wrong."""
     latency_table: str | None
     """For by=latency: the times of the layers on a target, as `python -m deploy layers` leaves them; null:
     they are measured here, with latency.threads."""
