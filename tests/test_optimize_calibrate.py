@@ -137,6 +137,7 @@ def test_mistakes_are_named(tiny: Path) -> None:
     with pytest.raises(LabError, match="'positive' holds NaN"):
         calibrate(tiny, [of_values(1.0), of_values(float("nan"))], "max", 99.99)
     with pytest.raises(LabError, match="'median' must be one of max, percentile, entropy, mse"):
+        # As a caller without a type checker may give it.
         calibrate(tiny, [of_values(1.0)], "median", 99.99)  # type: ignore[arg-type]
     with pytest.raises(LabError, match=r"percentile 0\.0"):
         calibrate(tiny, [of_values(1.0)], "percentile", 0.0)
