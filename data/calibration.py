@@ -14,6 +14,7 @@ from data.index import Index
 from data.plan import EvalPlan
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from deploy.progress import progress
 
 _BATCH = 32
 
@@ -44,24 +45,27 @@ def choose_images(train: Index, num_images: int, seed: int, *, balanced: bool = 
 
 
 def image_batches(
-    index: Index, spec: InputSpec, config: LoaderConfig, data: DataConfig | None = None
+    index: Index, spec: InputSpec, config: LoaderConfig, data: DataConfig | None = None, label: str = "images"
 ) -> Iterator[npt.NDArray[np.float32]]:
     """float32 [n, 3, size, size] of every image once, prepared for evaluation by the loader of the config.
 
-    `data` as in `build_loader`.
+    `data` as in `build_loader`; `label` names the progress bar.
     """
-    for images, _ in labelled_batches(index, spec, config, data):
+    for images, _ in labelled_batches(index, spec, config, data, label):
         yield images.numpy()
 
 
 def labelled_batches(
-    index: Index, spec: InputSpec, config: LoaderConfig, data: DataConfig | None = None
+    index: Index, spec: InputSpec, config: LoaderConfig, data: DataConfig | None = None, label: str = "images"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Likewise as tensors, with the labels int64 [n]."""
     plan = EvalPlan(index, spec, batch_size=min(_BATCH, len(index)), rank=0, world=1)
     loader = build_loader(config, plan, spec, torch.device("cpu"), data=data)
     try:
-        for images, labels in loader:
-            yield images[labels >= 0], labels[labels >= 0]
+        with progress(label, len(index)) as advance:
+            for images, labels in loader:
+                real = labels >= 0
+                yield images[real], labels[real]
+                advance(int(real.sum()))
     finally:
         loader.close()

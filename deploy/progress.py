@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -31,6 +34,14 @@ def progress(label: str, total: float) -> Iterator[Callable[[float], None]]:
             bar.refresh()
 
         yield advance
+
+
+def watched(label: str, items: Sequence[T]) -> Iterator[T]:
+    """The items, with a bar that counts those that were worked on."""
+    with progress(label, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def _plain(label: str, total: float) -> Callable[[float], None]:

@@ -18,7 +18,7 @@ from optimize.lottery import lottery_stage
 from optimize.prune import prune_stage
 from optimize.qat import qat_stage
 from optimize.sparsify import sparsify_stage
-from optimize.stage import Context, Stage, StageRecord, measure_stage
+from optimize.stage import Context, Stage, StageRecord, file_of, measure_stage
 from train.checkpoint import NAME, read_facts
 from train.images import images_of
 from train.result import write_json
@@ -57,6 +57,7 @@ def run_chain(config: OptimizeConfig, say: Say) -> list[StageRecord]:
         record = StageRecord.read(folder / RECORD)
         if record is not None:
             require_same_stage(folder, record, settings, sha256)
+            require_files(folder, record)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             say(f"{folder.name} ...")
@@ -102,6 +103,17 @@ def require_same_stage(folder: Path, record: StageRecord, settings: dict[str, An
         raise LabError(
             f"{folder} is of other settings ({'; '.join(other)}): give another out=..., or remove it and "
             "what follows it"
+        )
+
+
+def require_files(folder: Path, record: StageRecord) -> None:
+    """Raises LabError where the files of a stage that is done are not there."""
+    names = [file_of(record.stage)] + ([] if record.stage == "original" else [NAME])
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise LabError(
+            f"{folder} has a record, but no {' and no '.join(missing)}: remove the folder, and the stage "
+            "runs again"
         )
 
 

@@ -47,8 +47,8 @@ class Images:
     loader: LoaderConfig
     splits: Splits
 
-    def batches(self, images: Index) -> Iterator[npt.NDArray[np.float32]]:
-        return image_batches(images, self.spec, self.loader, self.data)
+    def batches(self, images: Index, label: str = "images") -> Iterator[npt.NDArray[np.float32]]:
+        return image_batches(images, self.spec, self.loader, self.data, label)
 
     def labelled(self, images: Index) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
         """All of them, in memory."""
@@ -124,7 +124,7 @@ def quantize_stage(source: Path, folder: Path, context: Context) -> dict[str, An
     agreement = compare_logits(
         session_logits(open_session(str(fp32), threads)),
         session_logits(open_session(str(folder / U8_NAME), threads)),
-        images.batches(choose_images(images.splits.val, NUM_COMPARED, config.seed)),
+        images.batches(choose_images(images.splits.val, NUM_COMPARED, config.seed), "agreement"),
     )
     found = asdict(record) | {"agreement": agreement.as_record()}
     return found | ({"mixed": plan_record(plan)} if plan else {})

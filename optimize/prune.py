@@ -119,7 +119,7 @@ def prune_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
         checkpoint = load_checkpoint(checkpoint_file)
         model = restore_model(checkpoint)
         images = choose_images(context.splits.train, config.num_images, context.config.seed)
-        batches = labelled_batches(images, context.spec, context.loader, context.data)
+        batches = labelled_batches(images, context.spec, context.loader, context.data, "scores")
         prune(model, size, config, batches, context.config.seed, table, begun, share)
         # The last word on the widths is enough to rebuild them.
         others = [other for other in checkpoint.structure if other["change"] != "channels"]

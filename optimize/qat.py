@@ -126,7 +126,8 @@ def qat_stage(source: Path, folder: Path, context: Context) -> dict[str, Any]:
     if not begun:
         images = calibration_images(context.splits.train, calibration, context.config.seed)
         apply_change(model, change)
-        calibrate_quantisers(model, change["activations"], _batches(images, context), calibration)
+        batches = _batches(images, context, "calibration")
+        calibrate_quantisers(model, change["activations"], batches, calibration)
         save_changed(folder, checkpoint, model, [*checkpoint.structure, change], START)
     metrics = train(finetune_config(start, folder, context, config.training), folder)
     agreement = _settle(folder / NAME, context)
@@ -149,7 +150,7 @@ def _settle(path: Path, context: Context) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint)
     images = choose_images(context.splits.val, context.config.qat.num_checked, context.config.seed)
-    first = next(_batches(images, context))[:2]
+    first = next(_batches(images, context, "images"))[:2]
     with tempfile.TemporaryDirectory() as work:
         fp32 = Path(work, "fp32.onnx")
         export_onnx(model, context.spec, fp32)
@@ -161,7 +162,7 @@ def _settle(path: Path, context: Context) -> dict[str, Any]:
     average = checkpoint.ema is not None
     settled = replace(checkpoint, ema=weights) if average else replace(checkpoint, model=weights)
     save_checkpoint(path, settled)
-    return agreement_with_torch(model, s8, _batches(images, context)).as_record()
+    return agreement_with_torch(model, s8, _batches(images, context, "agreement")).as_record()
 
 
 @torch.no_grad()
@@ -175,8 +176,8 @@ def agreement_with_torch(
     )
 
 
-def _batches(images: Index, context: Context) -> Iterator[npt.NDArray[np.float32]]:
-    return image_batches(images, context.spec, context.loader, context.data)
+def _batches(images: Index, context: Context, label: str) -> Iterator[npt.NDArray[np.float32]]:
+    return image_batches(images, context.spec, context.loader, context.data, label)
 
 
 def _quantised_inputs(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from configs.quantize import CalibrationMethod
 from deploy.errors import LabError
+from deploy.progress import watched
 from optimize.bias_correction import BiasCorrectionRecord, correct_biases
 from optimize.calibrate import Scales, calibrate
 from optimize.equalize import EqualizeRecord, equalize
@@ -90,7 +91,7 @@ def quantize_onnx(
             model, equalised = equalize(model, images, MIN_AGREEMENT)
             source = Path(work, "equalised.onnx")
             write_model(model, source)
-        scales = scales or calibrate(source, images, method, percentile)
+        scales = scales or calibrate(source, watched("calibration", images), method, percentile)
         kept = keep_float(source, scales) if keep_float else frozenset()
     if correct:
         model, corrected = correct_biases(model, scales, _first(images, CORRECTED_ON), kept)

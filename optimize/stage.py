@@ -98,6 +98,11 @@ class StageRecord:
             ) from error
 
 
+def file_of(stage: str) -> str:
+    """The file that a stage is measured by."""
+    return U8_NAME if stage == "quantize" else "fp32.onnx"
+
+
 def save_changed(
     folder: Path, source: Checkpoint, model: nn.Module, structure: Structure, name: str = "checkpoint.pt"
 ) -> None:
@@ -155,7 +160,7 @@ def measure_stage(
     restored = restore_model(load_checkpoint(folder / "checkpoint.pt" if first else context.original))
     model = plain(restored)
     int8 = stage == "quantize"
-    file = folder / (U8_NAME if int8 else "fp32.onnx")
+    file = folder / file_of(stage)
     if not int8:
         export_onnx(model, context.spec, file)
     if codebooks(restored) and not int8:
@@ -193,7 +198,7 @@ def count_macs(model: nn.Module, size: int) -> int:
 def evaluate(network: Network, images: Index, context: Context) -> tuple[float, int]:
     """Top-1 as a share, and of how many images."""
     counts = EvalCounts(context.spec.num_classes, torch.device("cpu"))
-    for batch, labels in labelled_batches(images, context.spec, context.loader, context.data):
+    for batch, labels in labelled_batches(images, context.spec, context.loader, context.data, "top-1"):
         counts.add(network(batch), labels)
     result = counts.result()
     return result.top1, result.num_images

@@ -19,8 +19,7 @@ from configs.compress import LatencyConfig, OptimizeConfig
 from configs.load import load, override
 from deploy.errors import LabError
 from optimize.chain import RECORD
-from optimize.quantize import U8_NAME
-from optimize.stage import StageRecord, compare_latency
+from optimize.stage import StageRecord, compare_latency, file_of
 from scripts.sweep import places_for
 from train.checkpoint import read_facts
 from train.launch import Child, run_children
@@ -136,7 +135,7 @@ def run_all(
 def outcome(folder: Path, checkpoint: Path, seconds: float) -> Outcome:
     last = last_stage(folder)
     first, record = read_record(folder, 0), read_record(folder, last)
-    files = [folder / "0-original" / "fp32.onnx", stage_folder(folder, last) / file_of(record)]
+    files = [folder / "0-original" / "fp32.onnx", stage_folder(folder, last) / file_of(record.stage)]
     times = compare_latency(files, read_facts(checkpoint).input_spec, LatencyConfig(1, seconds))
     agreement = record.found.get("agreement") if record.stage == "quantize" else None
     return Outcome(
@@ -167,10 +166,6 @@ def control_of(folder: Path) -> Outcome | None:
 
 def last_stage(folder: Path) -> int:
     return max(int(path.name.partition("-")[0]) for path in folder.iterdir() if path.is_dir())
-
-
-def file_of(record: StageRecord) -> str:
-    return U8_NAME if record.stage == "quantize" else "fp32.onnx"
 
 
 def stage_folder(folder: Path, number: int) -> Path:

@@ -16,7 +16,7 @@ from configs.compress import OptimizeConfig
 from configs.load import load
 from data.prepare import Splits
 from deploy.errors import LabError
-from optimize.chain import format_chain, require_same_stage
+from optimize.chain import format_chain, require_files, require_same_stage
 from optimize.finetune import finetune_config
 from optimize.stage import Context, StageRecord
 from tests.processes import ROOT, environment, python
@@ -57,6 +57,18 @@ def test_a_stage_of_other_settings_is_refused() -> None:
     require_same_stage(Path("1-prune"), done, {"keep": 0.5}, "0" * 64)
     with pytest.raises(LabError, match=r"1-prune is of other settings \(keep=0.5 there, 0.7 now; another"):
         require_same_stage(Path("1-prune"), done, {"keep": 0.7}, "1" * 64)
+
+
+def test_a_stage_without_its_files_is_refused(tmp_path: Path) -> None:
+    done = record("prune", 0.9, 0.0)
+    with pytest.raises(LabError, match=r"has a record, but no fp32.onnx and no checkpoint.pt: remove the"):
+        require_files(tmp_path, done)
+    (tmp_path / "fp32.onnx").touch()
+    require_files(tmp_path, record("original", 0.9, 0.0))
+    (tmp_path / "checkpoint.pt").touch()
+    require_files(tmp_path, done)
+    with pytest.raises(LabError, match=r"but no int8-cpu.onnx: remove"):
+        require_files(tmp_path, record("quantize", 0.9, 0.0))
 
 
 def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
