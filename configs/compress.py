@@ -124,7 +124,7 @@ class LotteryConfig:
     """Each takes the same share of the weights that are left."""
     rewind: str | None
     """A checkpoint from early in the run, to whose weights and step those that are left go back (Frankle et
-    al. 2020); null: to those that the run began with."""
+    al. 2020): a path, or the name of a file beside the checkpoint; null: to those that the run began with."""
     epochs: PositiveInt | None
     """Of each training; null: as many as the run had."""
 

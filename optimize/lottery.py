@@ -39,6 +39,14 @@ def ticket_schedule(sparsity: float, rounds: int) -> list[float]:
     return [1 - (1 - sparsity) ** (i / rounds) for i in range(1, rounds + 1)]
 
 
+def early_checkpoint(rewind: str | None, original: Path) -> Path | None:
+    """A name alone is that of a file beside the checkpoint, so that it holds for each of several runs."""
+    if rewind is None:
+        return None
+    path = Path(rewind)
+    return original.parent / path if path.parent == Path() else path
+
+
 def rewound(trained: Checkpoint, early: Path | None) -> tuple[nn.Module, Structure]:
     """The network of a run as its training began, or as the checkpoint `early` has it; on the CPU.
 
@@ -87,7 +95,7 @@ def lottery_stage(source: Path, folder: Path, context: Context) -> dict[str, Any
     """
     config = context.config.lottery
     checkpoint = load_checkpoint(source)
-    early = Path(config.rewind) if config.rewind is not None else None
+    early = early_checkpoint(config.rewind, context.original)
     start, structure = rewound(checkpoint, early)
     require_reachable(restore_model(checkpoint), config.sparsity, "unstructured", config.scope, config.dense)
     whole = recipe(checkpoint.config, source, folder, context)

@@ -14,6 +14,7 @@ from configs.compress import OptimizeConfig
 from configs.load import load
 from deploy.errors import LabError
 from optimize.lottery import (
+    early_checkpoint,
     facts_to_rewind,
     lottery_stage,
     recipe,
@@ -67,6 +68,13 @@ def test_a_ticket_goes_back_to_an_early_checkpoint(trained: Checkpoint, tmp_path
     save_changed(tmp_path, resnet, other, [], "other.pt")
     with pytest.raises(LabError, match="is not the network of the checkpoint"):
         rewound(trained, tmp_path / "other.pt")
+
+
+def test_a_name_alone_is_beside_the_checkpoint() -> None:
+    original = Path("runs/seed=1/checkpoint.pt")
+    assert early_checkpoint("epoch-2.pt", original) == Path("runs/seed=1/epoch-2.pt")
+    assert early_checkpoint("runs/other/epoch-2.pt", original) == Path("runs/other/epoch-2.pt")
+    assert early_checkpoint(None, original) is None
 
 
 def test_what_a_rewind_may_be(trained: Checkpoint, tmp_path: Path) -> None:
