@@ -14,7 +14,7 @@ from deploy.errors import LabError
 from optimize.calibrate import Scales
 from optimize.qdq import emit
 from optimize.qdq_lint import lint
-from optimize.quantize import integer_mismatches, quantize_onnx
+from optimize.quantize import integer_mismatches, num_corrected, quantize_onnx
 from tests.test_optimize_support import batches, calibrated, exported, images, load
 
 
@@ -30,6 +30,17 @@ def test_stage_writes_and_records(tmp_path: Path) -> None:
     assert (record.num_convs, record.num_int8_convs, record.num_checked_images) == (20, 20, 4)
     assert record.s8_bytes == (tmp_path / "int8.onnx").stat().st_size < 0.27 * record.fp32_bytes
     assert record.u8_bytes == (tmp_path / "int8-cpu.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(("size", "count"), [(224, 64), (32, 3136), (1024, 16)])
+def test_small_images_make_up_for_their_size_in_bias_correction(size: int, count: int) -> None:
+    assert num_corrected([np.zeros((8, 3, size, size), np.float32)]) == count
+
+
+def test_bias_correction_takes_what_there_is(tmp_path: Path) -> None:
+    record = quantize_onnx(exported("resnet18"), batches(), tmp_path, "max", 99.9, correct=True)
+    assert record.bias_correction is not None
+    assert record.bias_correction.num_images == 16
 
 
 def test_findings_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
