@@ -228,7 +228,11 @@ def test_layers_are_timed_as_files(tmp_path: Path) -> None:
     assert deploy(["layers", str(tmp_path / "layers"), "--out", str(out), "--seconds", "0.001"]) == 0
     table = LayerTable.read(out)
     assert table.latency_ms.keys() == {file.stem for file in files}
-    assert all(0 < table_cost(table, "t")(layer, layer.inputs, layer.outputs) < 1000 for layer in some)
+    # How long it took is the machine's business: on a busy one a small layer is no slower than nothing.
+    cost = table_cost(table, "t")
+    for layer in some:
+        whole = table.latency_ms[layer_key(layer, layer.inputs, layer.outputs)]
+        assert cost(layer, layer.inputs, layer.outputs) == max(0.0, whole - table.latency_ms[EMPTY])
     assert deploy(["layers", str(tmp_path), "--out", str(out)]) == 2
     with pytest.raises(LabError, match="is there and not empty"):
         export_layers(some, tmp_path / "layers")
