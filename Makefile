@@ -48,5 +48,5 @@ $(VENV)/installed: requirements.lock
 	    f"error: Python {v.major}.{v.minor} is too old, 3.10 is the least: make PYTHON=/path/to/python3.12 ...")'
 	@echo "Installing into $(VENV): about 7 GB with CUDA's libraries, some minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.lock
 	@touch $@

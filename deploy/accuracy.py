@@ -84,12 +84,13 @@ def agreement(logits: Logits, reference: Logits) -> float:
 
 def _infer(runner: Runner, inputs: NDArray[np.float32]) -> Logits:
     """Any number of images through a model that may have a fixed batch: the last piece is filled up."""
-    fixed = runner.input_shape[0]
+    image, logits = runner.inputs[0].name, runner.outputs[0].name
+    fixed = runner.inputs[0].shape[0]
     if fixed is None:
-        return runner.infer({runner.input_name: inputs})[runner.output_name]
+        return runner.infer({image: inputs})[logits]
     pieces = []
     for start in range(0, len(inputs), fixed):
         piece = inputs[start : start + fixed]
         full = np.resize(piece, (fixed, *piece.shape[1:]))  # np.resize repeats what is there
-        pieces.append(runner.infer({runner.input_name: full})[runner.output_name][: len(piece)])
+        pieces.append(runner.infer({image: full})[logits][: len(piece)])
     return np.concatenate(pieces)

@@ -161,7 +161,8 @@ def _time(
 
 
 def _query(runner: Runner, samples: NDArray[np.float32], batch: int) -> Callable[[], object]:
-    feed = {runner.input_name: np.resize(samples, (batch, *samples.shape[1:]))}  # repeats the samples
+    image = runner.inputs[0].name
+    feed = {image: np.resize(samples, (batch, *samples.shape[1:]))}  # repeats the samples
     return lambda: runner.infer(feed)
 
 

@@ -46,7 +46,7 @@ def _main(root: str, variant: str, backend: str, threads: str, batch: str) -> No
     side = bundle.input.size
     with open_runner(bundle, variant, backend, threads=int(threads)) as runner:
         for _ in range(3):
-            runner.infer({runner.input_name: np.zeros((int(batch), 3, side, side), np.float32)})
+            runner.infer({runner.inputs[0].name: np.zeros((int(batch), 3, side, side), np.float32)})
         # VmHWM and not getrusage's ru_maxrss: that one begins at the parent's memory, kept across exec.
         high = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     print(int(high.split()[1]) / 1024)

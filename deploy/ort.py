@@ -7,13 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deploy.errors import LabError
 from deploy.machine import has_int8_dot_product
 from deploy.manifest import Bundle
-from deploy.runner import Feed, check_feed, check_model
+from deploy.runner import Arrays, Feed, TensorSpec, check_feed, check_model
 
 
 class OrtRunner:
@@ -26,14 +23,13 @@ class OrtRunner:
         session, self.backend_version = open_session(path, threads, emulate)
         self.threads = threads
         self._session: Any = session
-        inputs, outputs = _tensors(session.get_inputs()), _tensors(session.get_outputs())
-        self.input_shape = check_model(str(path), inputs, outputs, bundle)
-        self.input_name: str = inputs[0][0]
-        self.output_name: str = outputs[0][0]
+        self.inputs, self.outputs = _tensors(session.get_inputs()), _tensors(session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+        check_model(str(path), self.inputs, self.outputs, bundle)
 
-    def infer(self, feed: Feed) -> dict[str, NDArray[np.float32]]:
-        check_feed(feed, self.input_name, self.input_shape)
-        return {self.output_name: self._session.run([self.output_name], feed)[0]}
+    def infer(self, feed: Feed) -> Arrays:
+        check_feed(feed, self.inputs)
+        return dict(zip(self._names, self._session.run(self._names, feed), strict=True))
 
     def __enter__(self) -> OrtRunner:
         return self
@@ -78,7 +74,19 @@ def session_options(onnxruntime: Any, threads: int, emulate: bool) -> Any:
     return options
 
 
-def _tensors(arguments: Any) -> list[tuple[str, str, list[Any]]]:
-    """(name, type, shape) of each; ONNX Runtime writes the type as `tensor(float)`."""
-    kinds = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-    return [(a.name, kinds.get(a.type, a.type), a.shape) for a in arguments]
+# ONNX Runtime writes a type as `tensor(float)`; those that numpy names alike are left out.
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def _tensors(arguments: Any) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(a.name, _dtype(a.type), tuple(_side(d) for d in a.shape)) for a in arguments)
+
+
+def _dtype(kind: str) -> str:
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return _DTYPES.get(name, name)
+
+
+def _side(dimension: Any) -> int | None:
+    """A free side is a name or None there."""
+    return dimension if isinstance(dimension, int) else None

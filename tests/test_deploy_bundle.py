@@ -302,11 +302,11 @@ def test_a_failed_swap_is_taken_back(bundle: Bundle, monkeypatch: pytest.MonkeyP
     assert open_bundle(bundle.root) == bundle
 
 
-@pytest.mark.parametrize("side", ["h", 16])
-def test_a_model_of_another_size_is_refused(tmp_path: Path, side: Any) -> None:
+@pytest.mark.parametrize(("side", "shown"), [("h", r"\?"), (16, "16")])
+def test_a_model_of_another_size_is_refused(tmp_path: Path, side: Any, shown: str) -> None:
     bundle = tiny_bundle(tmp_path, side=side)
     with pytest.raises(
-        LabError, match=rf"N? ?x? ?3 x {side} x {side}, the bundle's input spec says .* 3 x 8 x 8"
+        LabError, match=rf"N x 3 x {shown} x {shown}, the bundle's input spec says .* 3 x 8 x 8"
     ):
         open_runner(bundle, "fp32")
 
@@ -336,7 +336,7 @@ def test_runner_refuses_what_the_model_does_not_take(bundle: Bundle) -> None:
 def test_a_model_of_a_fixed_batch(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path, batch=4)
     with open_runner(bundle, "fp32", threads=1) as fixed, open_runner(bundle, "int8", threads=1) as free:
-        assert (fixed.input_shape[0], free.input_shape[0]) == (4, None)
+        assert (fixed.inputs[0].shape[0], free.inputs[0].shape[0]) == (4, None)
         with pytest.raises(LabError, match="has batch 3, the model was exported for batch 4 only"):
             fixed.infer({"image": np.zeros((3, 3, SIZE, SIZE), np.float32)})
         logits = classify(fixed, bundle.sample_paths(), SPEC, 6)
