@@ -20,7 +20,7 @@ import onnxruntime
 
 from configs.quantize import CalibrationMethod
 from deploy.errors import LabError
-from optimize.placement import quantised_tensors
+from optimize.qdq_placement import quantised_tensors
 
 LEVELS = 127
 # Between half of them and all hold data (the range is a power of two), so 2048 or more.

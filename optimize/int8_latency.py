@@ -12,8 +12,8 @@ from onnx.utils import Extractor
 
 from configs.compress import LatencyConfig
 from optimize.calibrate import Scales
-from optimize.placement import Placement
 from optimize.qdq import emit
+from optimize.qdq_placement import Placement
 from optimize.stage import time_in_turns
 
 SECONDS = 0.1

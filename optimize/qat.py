@@ -46,7 +46,7 @@ _PASS_ON = (nn.Dropout, nn.Identity)
 
 
 def fake_quant_of(model: nn.Module, momentum: float, calibration: CalibrationConfig) -> Change:
-    """The change that puts fake quantisers where `optimize.placement` quantises the file of the network.
+    """The change that puts fake quantisers where `optimize.qdq_placement` quantises the file of the network.
 
     Raises LabError where a tensor is not a module's own.
     """
@@ -181,7 +181,7 @@ def _batches(images: Index, context: Context, label: str) -> Iterator[npt.NDArra
 
 
 def _quantised_inputs(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """The rule of `optimize.placement.quantised_tensors`, in torch's words."""
+    """The rule of `optimize.qdq_placement.quantised_tensors`, in torch's words."""
     if node.op == "call_module":
         kinds = (*_WEIGHTED, nn.AdaptiveAvgPool2d)
         return list(node.all_input_nodes) if isinstance(modules[str(node.target)], kinds) else []

@@ -17,7 +17,7 @@ from torch import nn
 from deploy.errors import LabError
 from optimize.calibrate import Scales
 from optimize.export import folded_norms
-from optimize.placement import quantised_tensors
+from optimize.qdq_placement import quantised_tensors
 from train.fake_quant import quantiser
 from train.structure import Structure, find_change, plain
 

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Scales
-from optimize.placement import Placement, QuantisedTensor
+from optimize.qdq_placement import Placement, QuantisedTensor
 
 NumberFormat = Literal["s8", "u8"]
 BIAS_LIMIT = 2.0**30
@@ -38,7 +38,7 @@ def emit(
       ONNX Runtime 1.20 leaves a convolution with a float one in float.
 
     Conv and Gemm nodes named in `keep_float` keep their float weights; what that means for the tensors
-    around them is said in `optimize/placement.py`. All of them: the float network itself.
+    around them is said in `optimize/qdq_placement.py`. All of them: the float network itself.
 
     The two agree bit for bit, T_q(u8) - zero-point == T_q(s8), on any input.
     Raises LabError where `scales` lacks a tensor, as it does when it belongs to another network, and for an

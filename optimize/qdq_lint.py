@@ -12,8 +12,8 @@ from onnx import TensorProto, numpy_helper
 
 from deploy.errors import LabError
 from optimize.export import check_static_size
-from optimize.placement import WEIGHTED, GraphIndex
 from optimize.qdq import output_axis
+from optimize.qdq_placement import WEIGHTED, GraphIndex
 
 AGAIN = "quantise the FP32 file again"
 

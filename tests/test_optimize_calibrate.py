@@ -16,7 +16,7 @@ from data.calibration import choose_images
 from data.index import Index
 from deploy.errors import LabError
 from optimize.calibrate import Histogram, Scales, calibrate
-from optimize.placement import quantised_tensors
+from optimize.qdq_placement import quantised_tensors
 from tests.test_optimize_support import batches, calibrated, exported, load
 
 

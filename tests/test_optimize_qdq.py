@@ -17,9 +17,9 @@ from onnx import TensorProto, numpy_helper
 
 from deploy.errors import LabError
 from optimize.calibrate import Scales, calibrate
-from optimize.placement import quantised_tensors
 from optimize.qdq import NumberFormat, emit
 from optimize.qdq_lint import count_int8_convs, lint
+from optimize.qdq_placement import quantised_tensors
 from optimize.quantize import integer_mismatches
 from tests import residual_graph
 from tests.test_optimize_support import calibrated, images, load
@@ -264,7 +264,7 @@ def test_all_in_float_is_the_float_network() -> None:
 
 
 def test_what_float_layers_read() -> None:
-    """Each line is a sentence of `optimize/placement.py`."""
+    """Each line is a sentence of `optimize/qdq_placement.py`."""
     # Alone in float: its own input has no other reader, and the sum is in its kernel; the skip is rounded.
     model = mixed({"a2"}, "s8")
     assert reads(model, "a2")[0] == "r1"
