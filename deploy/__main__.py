@@ -1,4 +1,4 @@
-"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, and `layers FOLDER`."""
+"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, `build BUNDLE`, `engine FILE` and `layers FOLDER`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deploy.accuracy import list_images
 from deploy.backends import BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bundle import open_bundle
+from deploy.cli_build import add_build, add_engine
 from deploy.errors import LabError
 from deploy.layers import DEFAULT_SECONDS, time_layers
 from deploy.table import format_table
@@ -63,7 +64,8 @@ def _layers(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy", description="Measure or check a bundle on this machine, or time layers."
+        prog="python -m deploy",
+        description="Measure or check a bundle on this machine, build its engines, or time layers.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -100,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _common(other)
     other.set_defaults(command=_verify)
+
+    add_build(commands)
+    add_engine(commands)
 
     layers = commands.add_parser(
         "layers",

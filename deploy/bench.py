@@ -177,6 +177,7 @@ def _measurements(
     warmup_s: float,
 ) -> list[Measurement]:
     variant, machine = bundle.variant(name), describe_machine()
+    machine["device"] = machine["device"] or runner.device
 
     def row(latency: bool) -> Measurement:
         batch = min(batches) if latency else max(batches)
@@ -187,7 +188,7 @@ def _measurements(
             backend=runner.backend,
             backend_version=runner.backend_version,
             made_for=variant.backend,
-            precision=variant.precision,
+            precision=runner.precision or variant.precision,
             batch=batch,
             threads=runner.threads,
             machine=machine,

@@ -39,6 +39,16 @@ class Runner(Protocol):
     @property
     def threads(self) -> int: ...
     @property
+    def precision(self) -> str | None:
+        """What it computes in, as the backend itself says; None where it does not say."""
+        ...
+
+    @property
+    def device(self) -> str | None:
+        """What it computes on, where that is not the CPU."""
+        ...
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """In the model's order. The first side of each is the batch, None where the model takes any."""
         ...

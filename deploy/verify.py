@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.accuracy import agreement, classify, list_images, top1
-from deploy.backends import open_runner
+from deploy.backends import can_emulate, open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.manifest import Variant
 
@@ -50,19 +50,20 @@ def verify(
 ) -> Report:
     """Run every variant on the bundle's samples and compare with the outputs that came with it.
 
-    First as written (`emulate`), where the logits must agree; then optimised, as it will be used, where the
-    class must. With `images` (one sub-folder a class) the accuracy of each variant is reported as well.
+    First as written (`emulate`), where the logits must agree, if the backend has that; then optimised, as it
+    will be used, where the class must. With `images` (one sub-folder a class) the accuracy of each variant is
+    reported as well.
     Raises LabError when the bundle cannot be opened, and for a file whose SHA-256 is wrong.
     """
     bundle = open_bundle(path)
     expected = bundle.expected()
     checks = [Check("files", "ok", f"{len(bundle.files)} files have their SHA-256")]
     for variant in bundle.variants:
-        if not _can_run(variant, backend):
-            checks.append(Check(variant.name, "info", "not run: ONNX Runtime has no BF16 on a CPU"))
+        if reason := _cannot_run(variant, backend):
+            checks.append(Check(variant.name, "info", f"not run: {reason}"))
             continue
         limit = tolerance(bundle, variant, expected)
-        for emulate in (True, False):
+        for emulate in (True, False) if can_emulate(backend) else (False,):
             with open_runner(bundle, variant.name, backend, threads=threads, emulate=emulate) as runner:
                 got = classify(runner, bundle.sample_paths(), bundle.input, _BATCH)
             checks.append(_compare(variant.name, got, expected[variant.name], limit, emulate))
@@ -71,8 +72,13 @@ def verify(
     return Report(tuple(checks))
 
 
-def _can_run(variant: Variant, backend: str) -> bool:
-    return not (variant.precision == "bf16" and backend == "onnxruntime")
+def _cannot_run(variant: Variant, backend: str) -> str | None:
+    """Why a backend is not asked to run a variant; None where it is."""
+    if variant.precision == "bf16" and backend == "onnxruntime":
+        return "ONNX Runtime has no BF16 on a CPU"
+    if variant.precision == "int8" and backend == "tensorrt" != variant.backend:
+        return f"its integers have the form of {variant.backend}, which TensorRT's parser refuses"
+    return None
 
 
 def relative_error(got: Logits, expected: Logits) -> float:
@@ -119,7 +125,7 @@ def _accuracy(bundle: Bundle, images: Path | str, backend: str, threads: int | N
     found = list_images(images, bundle.input.class_names)
     labels = [label for _, label in found]
     checks = []
-    for variant in (v for v in bundle.variants if _can_run(v, backend)):
+    for variant in (v for v in bundle.variants if _cannot_run(v, backend) is None):
         with open_runner(bundle, variant.name, backend, threads=threads) as runner:
             logits = classify(runner, [path for path, _ in found], bundle.input, _BATCH)
         recorded = variant.metrics.get("top1")
