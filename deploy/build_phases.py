@@ -40,6 +40,11 @@ class Phases:
         with self._lock:
             self._phases.pop(name, None)
 
+    def complete(self) -> None:
+        """The build is over, whether all steps were told or not."""
+        self._advance(1 - self.told)
+        self.told = 1.0
+
     def _tell(self) -> None:
         roots = [name for name, phase in self._phases.items() if phase.parent not in self._phases]
         fraction = self._fraction(roots[0]) if roots else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,15 +109,11 @@ def _parse(api: TensorRT, parser: Parser, network: Network, model: Path) -> None
     api.log.take()
     if not parser.parse(content) or parser.num_errors:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        lines = [
-            f"\n  {_where(e.node(), e.node_name(), e.node_operator())}: {_plain(e.desc())}" for e in errors
-        ]
+        lines = [f"{_where(e.node(), e.node_name(), e.node_operator())}: {_plain(e.desc())}" for e in errors]
+        text = "\n  ".join(["", *(lines or [f"{_NO_NODE}: {_plain(api.log.take())}"])])
         raise LabError(
-            f"{model}: {api} does not take this network, {max(1, len(errors))} error(s):"
-            f"{''.join(lines) or ' ' + _plain(api.log.take())}\n"
-            "Change or leave out what is named, or export anew; a file that is cut off must be copied again. "
-            "An INT8 file must have int8 tensors with zero-point 0 and float biases, as the variants that "
-            "are made for tensorrt have; BF16 needs a GPU of compute capability 8.0 and a parser of its opset"
+            f"{model}: {api} does not take this network, {max(1, len(errors))} error(s):{text}\n"
+            f"{_remedy(text)}"
         )
     if not network.num_layers or not network.num_outputs:
         raise LabError(
@@ -124,10 +121,24 @@ def _parse(api: TensorRT, parser: Parser, network: Network, model: Path) -> None
         )
 
 
+def _remedy(errors: str) -> str:
+    if _NO_NODE in errors:
+        return "Copy or export the ONNX file again: it is cut off, or no ONNX"
+    remedies = ["Export the model anew without what is named, or update TensorRT"]
+    if "QuantizeLinear" in errors or "DequantizeLinear" in errors:
+        remedies.append(
+            "an INT8 file must have int8 tensors with zero-point 0 and float biases, as the variants have "
+            "that are made for tensorrt"
+        )
+    if "bf16" in errors.lower() or "bfloat16" in errors.lower():
+        remedies.append("of a network in BF16 there is an fp16 variant to be had: precisions=[fp16,int8]")
+    return "; ".join(remedies)
+
+
 def _where(node: int, name: str, operator: str) -> str:
     if node < 0 and not name:
         return _NO_NODE
-    return f"node {name or node!r} ({operator})" if operator else f"node {name or node!r}"
+    return f"node {name or node} ({operator})" if operator else f"node {name or node}"
 
 
 def _plain(text: str) -> str:
@@ -171,12 +182,17 @@ def _run(api: TensorRT, builder: Builder, network: Network, config: Config, labe
     with progress(f"building {label}", 1) as advance, ThreadPoolExecutor(1) as thread:
         phases = Phases(advance)
         config.progress_monitor = api.monitor(phases)
+        # Ctrl-C while the thread starts would leave it running, known to nobody.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         future = thread.submit(builder.build_serialized_network, network, config)
         try:
-            return future.result()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            data = future.result()
         except KeyboardInterrupt:
             phases.cancelled = True
             raise
+        phases.complete()
+        return data
 
 
 def _failure(api: TensorRT, label: str, workspace_bytes: int | None) -> LabError:

@@ -52,7 +52,10 @@ class EngineLayer:
 
     @property
     def precision(self) -> str:
-        """What it computes in: the type of the first tensor that it reads, else of what it writes."""
+        """What it computes in: that of its weights where they are not INT8, else the type of the first tensor
+        that it reads, else of what it writes."""
+        if self.weights not in (None, "int8", UNKNOWN):
+            return self.weights
         return (self.reads or self.writes or (UNKNOWN,))[0]
 
     @property
@@ -62,6 +65,7 @@ class EngineLayer:
 
     @property
     def in_int8(self) -> bool:
+        """Of a fused addition the skip may come first, so any input counts."""
         return "int8" in self.reads and self.weights in (None, "int8", UNKNOWN)
 
 
@@ -70,7 +74,7 @@ class Precision:
     """The account of an engine, in plain JSON types.
 
     layers: number by precision, reformats apart. not_int8: ONNX nodes whose inputs the file quantises and
-    that run otherwise, each with what they run in.
+    that run otherwise, each with what it runs in, "?" where no layer names it.
     """
 
     layers: dict[str, int]
@@ -130,7 +134,7 @@ def weigh(layers: Sequence[EngineLayer], asked: Sequence[str]) -> Precision:
     for node in asked:
         inside = [layer for layer in layers if node in layer.nodes]
         if not any(layer.in_int8 for layer in inside):
-            not_int8[node] = inside[0].precision if inside else "not named in the engine"
+            not_int8[node] = inside[0].precision if inside else UNKNOWN
     reformats = sum(layer.reformats for layer in layers)
     return Precision(dict(counts.most_common()), reformats, len(asked), not_int8)
 

@@ -219,15 +219,15 @@ class TensorRT:
 
 def find_tensorrt(names: Sequence[str] = NAMES) -> TensorRT:
     """The TensorRT of this machine. Raises LabError where there is none, or one before 10."""
-    found = [module for name in names if (module := _import(name)) is not None]
-    if not found:
+    module = next((found for name in names if (found := _import(name)) is not None), None)
+    if module is None:
         raise LabError(
             "TensorRT is not installed. On a Jetson, JetPack brings it for the system's Python: sudo apt "
             "install python3-libnvinfer, then run with that Python, or in an environment made by "
             "`python3 -m venv --system-site-packages`. On a workstation: pip install tensorrt, or "
             "pip install tensorrt-rtx"
         )
-    api = TensorRT(found[0])
+    api = TensorRT(module)
     if not api.rtx and int(api.version.partition(".")[0]) < _OLDEST:
         raise LabError(
             f"{api} is too old: {_OLDEST}.0 is the least (JetPack 6.1). JetPack 5 cannot run these engines: "
