@@ -40,7 +40,8 @@ class Key:
         """What has changed since, each as before -> now."""
         found = []
         if self.tensorrt != now.tensorrt:
-            found.append(f"{self.tensorrt} -> {now.tensorrt}")
+            flavour = self.tensorrt.partition(" ")[0]
+            found.append(f"{self.tensorrt} -> {now.tensorrt.removeprefix(f'{flavour} ')}")
         if self.device != now.device:
             found.append(f"{self.device} -> {now.device}")
         if self.onnx_sha256 != now.onnx_sha256:

@@ -25,7 +25,8 @@ NAMES = {
 
 @dataclass
 class FakeCuda:
-    """See `deploy.cuda_calls.Calls`. `fails`: error codes by function, given once each."""
+    """See `deploy.cuda_calls.Calls`. `fails`: error codes by function, given once each. `kernel_error`: comes
+    up when a stream is synchronised, and in every call from then on, as an illegal address does."""
 
     name: str = "Fake Orin"
     capability: tuple[int, int] = (8, 7)
@@ -35,6 +36,7 @@ class FakeCuda:
     fails: dict[str, int] = field(default_factory=dict)
     called: list[str] = field(default_factory=list)
     invalid_capture: bool = False
+    kernel_error: int = 0
     sticky: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ class FakeCuda:
         for work in self.queues[stream]:
             work()
         self.queues[stream].clear()
+        self.sticky = self.kernel_error
         return self.sticky, ()
 
     def cudaStreamDestroy(self, stream: int) -> tuple[int, tuple[int, ...]]:  # noqa: N802

@@ -212,7 +212,8 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
         num_io_tensors = property(lambda self: len(self.tensors))
 
         def get_tensor_name(self, index: int) -> str:
-            return list(self.tensors)[index]
+            names: list[str] = list(self.tensors)
+            return names[index]
 
         def get_tensor_mode(self, name: str) -> Any:
             return SimpleNamespace(name=self.tensors[name][1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_the_bar_is_fed_by_tensorrt_and_is_silent_without_a_terminal(
     build(path)
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
     build(path, label="tiny")
     drawn = capfd.readouterr().err.split("\r")[1:]
     assert len(drawn) > 5
@@ -176,8 +177,7 @@ def test_ctrl_c_stops_a_build_within_a_step(tmp_path: Path, monkeypatch: pytest.
     """SIGINT comes while TensorRT builds: from its own thread, at the first step that it tells of."""
     path = residual_graph.saved(residual_graph.residual(), tmp_path)
     steps: list[int] = []
-    main = threading.main_thread().ident
-    assert main is not None
+    main = threading.get_ident()
 
     def monitor(self: TensorRT, phases: Any) -> Any:
         class Monitor(self.module.IProgressMonitor):  # type: ignore[misc, name-defined]
