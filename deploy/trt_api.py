@@ -81,21 +81,25 @@ class TensorRT:
 
     @cached_property
     def runtime(self) -> Runtime:
-        runtime: Runtime = self.module.Runtime(self.log.logger)
+        """Raises LabError where TensorRT makes none, as without a driver."""
+        runtime: Runtime = self._start(self.module.Runtime)
         return runtime
 
     def builder(self) -> Builder:
         """Raises LabError where TensorRT makes none, as without a driver."""
-        # Its constructor raises TypeError where the library returned null: pybind11's way.
-        try:
-            builder: Builder = self.module.Builder(self.log.logger)
-        except (TypeError, RuntimeError) as error:
-            raise LabError(f"{self} cannot start here: {self.log.take() or error}") from error
+        builder: Builder = self._start(self.module.Builder)
         return builder
+
+    def _start(self, kind: Any) -> Any:
+        try:
+            return kind(self.log.logger)
+        except (TypeError, RuntimeError) as error:  # TypeError: pybind11's word for a null from the library
+            raise LabError(f"{self} cannot start here: {_first(self.log.take() or str(error))}") from error
 
     def network(self, builder: Builder) -> Network:
         """An empty network whose types are those of its tensors."""
-        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # 11 knows no other
+        # 11 takes every network for one, and may drop the flag.
+        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network: Network = builder.create_network(0 if flag is None else 1 << int(flag))
         return network
 

@@ -1,7 +1,8 @@
-"""A mock of the Python module `tensorrt`, recorded from the documented API of 10.3, 10.16 and 11.4.
+"""A mock of the Python module `tensorrt`, its names recorded from the real ones of 10.3, 10.16 and 11.4.
 
 No TensorRT is here that could build without a GPU (TensorRT-RTX can, and is tested as it is). The mock reads
-the ONNX file and runs it with ONNX Runtime when CUDA's mock comes to that point of the stream. Whatever
+the ONNX file and runs it with ONNX Runtime when CUDA's mock comes to that point of the stream. It has no name
+that the real module of its version has not (tensorrt_api.json says how that was recorded), and whatever
 TensorRT 11 removed raises when it is touched, in every version. It proves which calls are made, in which
 order and with what. It proves nothing of TensorRT's parser, kernels, memory or numbers.
 """
@@ -21,20 +22,7 @@ from onnx import TensorProto
 
 from tests.fake_cuda import FakeCuda
 from tests.fake_inspector import layers_json
-
-REMOVED = {
-    "FP16", "INT8", "BF16", "FP8", "INT4", "FP4", "OBEY_PRECISION_CONSTRAINTS",
-    "PREFER_PRECISION_CONSTRAINTS",
-    "DIRECT_IO", "int8_calibrator", "set_calibration_profile", "get_calibration_profile",
-    "set_quantization_flag", "get_quantization_flag", "quantization_flags", "clear_quantization_flag",
-    "device_memory_size", "get_device_memory_size_for_profile", "platform_has_fast_fp16",
-    "platform_has_fast_int8", "platform_has_tf32", "algorithm_selector", "set_calibration_batch_size",
-    "create_execution_context_without_device_memory", "has_implicit_batch_dimension", "max_workspace_size",
-    "dynamic_range", "set_dynamic_range", "precision_is_set", "set_output_type", "weight_streaming_budget",
-    "IInt8Calibrator", "IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator", "CalibrationAlgoType",
-    "QuantizationFlag", "EXPLICIT_BATCH", "execute_async_v2", "num_bindings", "get_binding_name",
-}  # fmt: skip
-"""Of TensorRT 11's list of removals, and of those before it, what a builder or a runner might reach for."""
+from tests.tensorrt_record import Strict, StrictMeta, refuse
 
 KINDS = {
     "Conv": "CONVOLUTION", "Gemm": "MATRIX_MULTIPLY", "MatMul": "MATRIX_MULTIPLY",
@@ -47,32 +35,16 @@ TYPES: dict[int, str] = {
 }
 
 
-class _NoRemoved:
-    def __getattr__(self, name: str) -> Any:
-        _refuse(name)
-        raise AttributeError(name)
-
-
-class _NoRemovedMeta(type):
-    def __getattr__(cls, name: str) -> Any:
-        _refuse(name)
-        raise AttributeError(name)
-
-
-def _refuse(name: str) -> None:
-    assert name not in REMOVED, f"{name} was touched, which TensorRT 11 has no more"
-
-
 class FakeModule(ModuleType):
     """`tensorrt` as `fake` makes it. Fields that tests set: `parser_errors`, `build_error`, `inspector`."""
 
     def __getattr__(self, name: str) -> Any:
-        _refuse(name)
+        refuse(name)
         raise AttributeError(name)
 
 
 def fake(version: str, cuda: FakeCuda | None = None) -> Any:
-    """The module of a version: "10.3.0", "10.16.2" or "11.4.1"."""
+    """The module of a version: "10.3.0", "10.16.2" or "11.4.0"."""
     module: Any = FakeModule("tensorrt")
     major = int(version.partition(".")[0])
     module.__version__ = version
@@ -81,7 +53,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
     module.no_memory, module.no_capture, module.timings = False, False, []
     module.configs = []
 
-    class ILogger(_NoRemoved):
+    class ILogger(Strict):
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
         def __init__(self) -> None:
@@ -94,19 +66,18 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
         def __init__(self) -> None:
             pass
 
-    class Flags(metaclass=_NoRemovedMeta):
+    class Flags(metaclass=StrictMeta):
         TF32 = 3
 
-    class CreationFlags(metaclass=_NoRemovedMeta):
-        if major < 11:
-            STRONGLY_TYPED = 1
+    class CreationFlags(metaclass=StrictMeta):
+        STRONGLY_TYPED = 1 if major < 11 else 0
 
-    class Builder(_NoRemoved):
+    class Builder(Strict):
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
 
         def create_network(self, flags: int) -> Network:
-            assert flags == (2 if major < 11 else 0), "a network without explicit types"
+            assert flags == 1 << CreationFlags.STRONGLY_TYPED, "a network without explicit types"
             return Network()
 
         def create_builder_config(self) -> Config:
@@ -129,7 +100,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
             head = json.dumps(plan).encode()
             return memoryview(head + b"\n" + network.content)
 
-    class Config(_NoRemoved):
+    class Config(Strict):
         def __init__(self) -> None:
             self.profiling_verbosity: Any = None
             self.progress_monitor: Any = None
@@ -155,7 +126,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
             module.timings.append(cache.content)
             return not cache.content or cache.content == b"timings of " + version.encode()
 
-    class Network(_NoRemoved):
+    class Network(Strict):
         def __init__(self) -> None:
             self.content, self.num_outputs = b"", 0
             self.layers: list[Any] = []
@@ -170,7 +141,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
         def get_input(self, index: int) -> Any:
             return self.inputs[index]
 
-    class OnnxParser(_NoRemoved):
+    class OnnxParser(Strict):
         def __init__(self, network: Network, logger: ILogger) -> None:
             self.network = network
 
@@ -190,7 +161,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
             self.network.layers = [_node(n) for n in model.graph.node]
             return not module.parser_errors
 
-    class Runtime(_NoRemoved):
+    class Runtime(Strict):
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
 
@@ -202,7 +173,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
                 return None
             return Engine(content, about["profiles"])
 
-    class Engine(_NoRemoved):
+    class Engine(Strict):
         def __init__(self, content: bytes, profiles: dict[str, Any]) -> None:
             graph = onnx.load_from_string(content).graph
             self.content, self.profiles = content, profiles
@@ -239,7 +210,7 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
             inspector.get_engine_information = information
             return inspector
 
-    class Context(_NoRemoved):
+    class Context(Strict):
         def __init__(self, engine: Engine) -> None:
             self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
             self.session = onnxruntime.InferenceSession(engine.content, providers=["CPUExecutionProvider"])
@@ -281,6 +252,11 @@ def fake(version: str, cuda: FakeCuda | None = None) -> Any:
 
     for kind in (ILogger, IProgressMonitor, Builder, OnnxParser, Runtime):
         setattr(module, kind.__name__, kind)
+    module.recorded = {
+        "Builder": Builder, "IBuilderConfig": Config, "INetworkDefinition": Network, "OnnxParser": OnnxParser,
+        "Runtime": Runtime, "ICudaEngine": Engine, "IExecutionContext": Context, "BuilderFlag": Flags,
+        "NetworkDefinitionCreationFlag": CreationFlags, "ILogger": ILogger,
+    }  # fmt: skip
     module.BuilderFlag, module.NetworkDefinitionCreationFlag = Flags, CreationFlags
     module.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
     module.MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")

@@ -23,7 +23,7 @@ from tests.engines import lock, mocked
 from tests.fake_cuda import ILLEGAL_ADDRESS
 from tests.test_deploy_bundle import SIZE, tiny_bundle
 
-VERSIONS = ["10.3.0", "10.16.2", "11.4.1"]
+VERSIONS = ["10.3.0", "10.16.2", "11.4.0"]
 WARM_UP = ["cudaMemcpyAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"]
 CAPTURE = [
     "cudaStreamBeginCapture", "cudaMemcpyAsync", "cudaMemcpyAsync", "cudaStreamEndCapture",
