@@ -116,5 +116,7 @@ def _refused(parser: Any, model: onnx.ModelProto, path: Path) -> str:
         error = parser.get_error(i)
         known = 0 <= error.node() < len(nodes)
         where = f"{nodes[error.node()].name} ({nodes[error.node()].op_type}): " if known else ""
-        told.append(where + error.desc())
-    return f"{path}: TensorRT's parser refuses {len(told)} nodes: " + "; ".join(told)
+        # Without a driver each of them ends with CUDA's own complaint about that.
+        lines = [line for line in error.desc().splitlines() if "cudaError" not in line]
+        told.append(where + " ".join(lines))
+    return f"{path}: TensorRT's parser refuses it: " + "; ".join(told)

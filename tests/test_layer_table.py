@@ -1,11 +1,12 @@
-"""The table of an engine's layers, from a log that TensorRT-RTX 1.7.1.116 printed for compute capability 8.6.
+"""The table of an engine's layers, from a log of TensorRT-RTX, so that this runs where the library does not.
 
-`rtx_1_7.log` is what it said of `residual_graph` in its s8 form, of its first lines only a few; so these tests
-run where the library does not.
+`rtx_1_7.log` is what version 1.7.1.116 said of `residual_graph` in its s8 form, for compute capability 8.6;
+of its first lines only a few.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,11 @@ def test_the_recorded_engine_is_as_asked_for() -> None:
     [
         (changed(CONV, ("Datatype: Int8", "Datatype: Float")), r"a2 \(Conv\): multiplies Float and Int8"),
         (
-            changed(CONV, ("Constants: [ { Name: ", "Constants: [ { Name: w"), ("Datatype: Int8", "Datatype: Half")),
+            changed(
+                CONV,
+                ("Constants: [ { Name: ", "Constants: [ { Name: w"),
+                ("Datatype: Int8", "Datatype: Half"),
+            ),
             r"a2 \(Conv\): multiplies Half and Int8, must be Int8",
         ),
         (changed(ADD, ("Datatype: Int8", "Datatype: Float")), r"add_a \(Add\): reads a Float copy"),
@@ -94,11 +99,13 @@ def test_the_recorded_engine_is_as_asked_for() -> None:
 )
 def test_what_is_not_int8_is_found(log: str, finding: str) -> None:
     (found,) = findings(log)
-    assert pytest.importorskip("re").search(finding, found)
+    assert re.search(finding, found)
 
 
 def test_a_layer_that_is_not_there_is_no_pass() -> None:
-    with pytest.raises(LabError, match=r"cannot judge: no layer of the engine is known to compute a2 \(Conv\)"):
+    with pytest.raises(
+        LabError, match=r"cannot judge: no layer of the engine is known to compute a2 \(Conv\)"
+    ):
         findings(LOG.replace(CONV + "\n", ""))
     with pytest.raises(LabError, match=r"cannot judge: no layer of the engine names add_a"):
         findings(LOG.replace(ADD + "\n", ""))
