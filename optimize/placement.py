@@ -20,7 +20,6 @@ from deploy.bundle import open_bundle
 from deploy.errors import LabError
 from optimize.files import write_bytes
 from optimize.placement_judge import IN_KERNEL, INT8, Judgement, judge_engine
-from optimize.qdq_lint import lint
 from optimize.rtx_build import COMPUTE_CAPABILITIES, build
 
 BACKEND = "tensorrt"
@@ -62,6 +61,9 @@ def check(task: Task, compute_capabilities: Sequence[str]) -> Checked:
     Raises LabError where that cannot be done: no TensorRT-RTX, a file that it does not take, a log that is
     not understood.
     """
+    # Its imports bring torch, for seconds: a mistake in the arguments is told before that.
+    from optimize.qdq_lint import lint
+
     model = _load(task.file)
     int8 = task.int8
     if int8 is None:
