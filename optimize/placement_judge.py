@@ -120,7 +120,11 @@ class _Judge:
         return found
 
     def _judge_weighted(self, node: onnx.NodeProto) -> str:
-        operands = [tensor for layer in self.computes[node.name] for tensor in _operands(layer)]
+        operands = [
+            tensor
+            for layer in self.computes[node.name]
+            for tensor in _operands(layer)[int(self._rounds(node.input[0], layer)) :]
+        ]
         found = next((tensor.dtype for tensor in operands if tensor.dtype != INT8), INT8)
         if node.name in self.placement.keep_float:
             return found
@@ -161,13 +165,12 @@ class _Judge:
     def _skip_type(self, add: onnx.NodeProto, layer: EngineLayer) -> str:
         read = self._summands(layer)
         floats = [tensor.dtype for tensor in read if tensor.dtype != INT8]
-        paths = [self._path(name) for name in add.input]
-        if len(floats) > sum(self._is_fresh(path, layer) for path in paths):
+        if len(floats) > sum(self._is_fresh(name, layer) for name in add.input):
             return floats[0]
         if len(floats) < len(read):
             return INT8
-        makers = {self.index.producer[name].name for path in paths for name in path[:-1]}
-        return floats[0] if floats and makers.isdisjoint(layer.nodes) else IN_KERNEL
+        rounded = any(self._rounds(name, layer) for name in add.input)
+        return IN_KERNEL if rounded or not floats else floats[0]
 
     def _summands(self, layer: EngineLayer) -> list[EngineTensor]:
         """The activations that it reads at full size, without the one that a convolution in it multiplies."""
@@ -177,16 +180,22 @@ class _Judge:
         return [tensor for tensor in read if tensor.num_elements == size]
 
     def _path(self, name: str) -> list[str]:
-        """From what an add reads back through DQ and Q to the float tensor."""
+        """From what a node reads back through DQ and Q to the float tensor."""
         producer = self.index.producer.get(name)
         if producer is None or producer.op_type not in QDQ:
             return [name]
         return [name, *self._path(producer.input[0])]
 
-    def _is_fresh(self, path: list[str], layer: EngineLayer) -> bool:
+    def _rounds(self, name: str, layer: EngineLayer) -> bool:
+        """Whether the layer itself quantises what it reads of a tensor."""
+        makers = (self.index.producer[step] for step in self._path(name)[:-1])
+        return any(maker.op_type == "QuantizeLinear" and maker.name in layer.nodes for maker in makers)
+
+    def _is_fresh(self, name: str, layer: EngineLayer) -> bool:
         """Whether a convolution hands it over in float for the add alone: its sum, which is nowhere else."""
+        path = self._path(name)
         maker = self.index.producer.get(path[-1])
-        alone = all(len(self.index.consumers[name]) == 1 for name in path)
+        alone = all(len(self.index.consumers[step]) == 1 for step in path)
         return maker is not None and alone and layer not in self.computes.get(maker.name, [layer])
 
     def _is_float(self, add: onnx.NodeProto) -> bool:
@@ -228,9 +237,11 @@ class _Judge:
         return [f"{node.name}: {channels} -> {wider}" for wider in sorted(read) if wider > channels]
 
 
-def _operands(layer: EngineLayer) -> list[EngineTensor]:
+def _operands(layer: EngineLayer) -> tuple[EngineTensor, EngineTensor]:
     """What a layer multiplies: its input, and its weight, which is an input too where it is not stored."""
-    data, *others = layer.inputs
-    if layer.constants:
-        return [data, max(layer.constants, key=lambda tensor: tensor.num_elements)]
-    return [data, *others[:1]]
+    weights = sorted(layer.constants, key=lambda tensor: -tensor.num_elements) or layer.inputs[1:]
+    if not layer.inputs or not weights:
+        raise LabError(
+            f"cannot judge: layer {layer.name} of the engine multiplies, but not an input by a weight"
+        )
+    return layer.inputs[0], weights[0]

@@ -102,6 +102,13 @@ def test_what_is_not_int8_is_found(log: str, finding: str) -> None:
     assert re.search(finding, found)
 
 
+def test_a_kernel_may_round_its_input_itself() -> None:
+    """As one does for the small convolution of a squeeze-and-excitation block."""
+    swaps = [("LayerType: correlation", "LayerType: kgen"), ("Datatype: Int8", "Datatype: Float")]
+    assert findings(changed(CONV, *swaps))
+    assert findings(changed(CONV, *swaps, ("Layer: r1_Dequantize", "Layer: r1_Quantize"))) == []
+
+
 def test_a_layer_that_is_not_there_is_no_pass() -> None:
     with pytest.raises(
         LabError, match=r"cannot judge: no layer of the engine is known to compute a2 \(Conv\)"
@@ -109,3 +116,5 @@ def test_a_layer_that_is_not_there_is_no_pass() -> None:
         findings(LOG.replace(CONV + "\n", ""))
     with pytest.raises(LabError, match=r"cannot judge: no layer of the engine names add_a"):
         findings(LOG.replace(ADD + "\n", ""))
+    with pytest.raises(LabError, match=r"cannot judge: layer a2_.* not an input by a weight"):
+        findings(LOG.replace(CONV, re.sub(r"Constants: \[.*?\], Outputs", "Constants: [], Outputs", CONV)))
