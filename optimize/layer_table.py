@@ -70,10 +70,7 @@ def parse_log(log: str) -> EngineTable:
     if len(weights) != 1:
         raise _unknown(f"{len(weights)} lines 'Total Weights Memory' where one is expected")
     lines = sections[1].split("\n\n")[0].split("\n")
-    layers = tuple(_layer(line) for line in lines)
-    if not layers:
-        raise _unknown("a table without layers")
-    return EngineTable(layers, int(weights[0]))
+    return EngineTable(tuple(_layer(line) for line in lines), int(weights[0]))
 
 
 def _layer(line: str) -> EngineLayer:

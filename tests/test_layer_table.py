@@ -55,7 +55,7 @@ def test_a_recorded_table_is_read_whole() -> None:
     ("old", "new"),
     [
         ("Layers:\n", "Engine layers:\n"),
-        ("Layers:\n", "Layers:\nLayers:\n"),
+        ("I/O Tensors:\n", "Layers:\n"),
         ("Layers:\n", "Layers:\n\n"),
         ("Total Weights Memory: 20488 bytes", "Total Weights Memory: 20 kB"),
         ("LayerType: correlation", "Type: correlation"),
