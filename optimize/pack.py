@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from deploy.results import Measurement, append_measurements
 from deploy.verify import verify
 from optimize.bundle import build_bundle, logits_of
 from optimize.gate import judge
+from optimize.placement import BACKEND, Task, check, summary
+from optimize.rtx_build import COMPUTE_CAPABILITIES, is_installed
 from optimize.variants import Made
 
 _BATCH = 32
@@ -56,6 +58,7 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
     Measured before it is there, so that an older good bundle is only replaced by one that verifies.
     Raises LabError.
     """
+    made = with_placement(made, say)
     build = partial(
         build_bundle,
         name=how.name,
@@ -87,6 +90,30 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
     results.unlink(missing_ok=True)
     append_measurements(results, measurements)
     return Packed(bundle, measurements, marks)
+
+
+def with_placement(made: Sequence[Made], say: Callable[[str], None]) -> list[Made]:
+    """Those for TensorRT with what TensorRT-RTX makes of them among their metrics, for the first of its
+    compute capabilities: half a second each. What that tells is told, and keeps nothing from being packed.
+    """
+    if any(one.variant.backend == BACKEND for one in made) and not is_installed():
+        say("placement: not checked, TensorRT-RTX is not installed here (there is one for Linux on x86-64)")
+        return list(made)
+    return [_placed(one, say) if one.variant.backend == BACKEND else one for one in made]
+
+
+def _placed(one: Made, say: Callable[[str], None]) -> Made:
+    variant = one.variant
+    kept = frozenset(variant.metrics.get("keep_float", ()))
+    try:
+        checked = check(
+            Task(variant.name, one.model, variant.precision == "int8", kept), COMPUTE_CAPABILITIES[:1]
+        )
+    except LabError as error:
+        say(f"placement: {variant.name}: {error}")
+        return one
+    say(f"placement: {variant.name}: {summary(checked)}")
+    return replace(one, variant=replace(variant, metrics=variant.metrics | {"placement": asdict(checked)}))
 
 
 def top1_of(model: Path, how: Packing) -> float:

@@ -113,13 +113,20 @@ def _lint_kept(node: onnx.NodeProto, index: GraphIndex) -> list[str]:
 
 
 def _lint_add(node: onnx.NodeProto, index: GraphIndex, keep_float: Set[str]) -> list[str]:
-    """One input may be a convolution's float output, which TensorRT adds in its accumulator; no more, but
-    where that convolution is float itself, which makes the add a float one."""
+    """One input may be a convolution's float output, which TensorRT adds in its accumulator, where nobody
+    else reads that: then it is stored in float. No more, but where that convolution is float itself, which
+    makes the add a float one."""
     if any(name in index.producer and index.producer[name].name in keep_float for name in node.input):
         return []
     floats = [name for name in node.input if _dequantise(name, index) is None]
-    producers = [index.producer.get(name) for name in floats]
-    if not floats or (len(floats) == 1 and producers[0] is not None and producers[0].op_type == "Conv"):
+    handed_over = [
+        name
+        for name in floats
+        if name in index.producer
+        and index.producer[name].op_type == "Conv"
+        and len(index.consumers[name]) == 1
+    ]
+    if not floats or (len(floats) == 1 and handed_over):
         return []
     return [f"{node.name} (Add): skip input among {floats} is float, so the add is too; put Q/DQ on it"]
 

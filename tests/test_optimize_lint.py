@@ -60,14 +60,24 @@ def test_cpu_form_is_not_for_tensorrt() -> None:
 
 
 def test_one_float_branch_of_an_add_may_come_from_a_convolution() -> None:
-    """TensorRT adds the skip input in that convolution's accumulator; a float skip input it cannot."""
+    """TensorRT adds the skip input in that convolution's accumulator, where nobody else reads that; a float
+    skip input it cannot."""
     model = s8()
     add = first(model, "Add")
     names = list(add.input)
     main = [producer(model, producer(model, producer(model, name).input[0]).input[0]) for name in names]
     branch = next(i for i, node in enumerate(main) if node.op_type == "Conv")
     add.input[branch] = main[branch].output[0]
+    # Its Q/DQ have another reader yet, for which the convolution's output is stored.
+    model.graph.node.append(helper.make_node("Identity", [names[branch]], ["unused"]))
+    assert [text.split()[1] for text in lint(model)] == ["(Add):"]
+    model.graph.node.pop()
+    dequantise = producer(model, names[branch])
+    quantise = producer(model, dequantise.input[0])
+    for node in (dequantise, quantise):
+        model.graph.node.remove(node)
     assert lint(model) == []
+    model.graph.node.extend([quantise, dequantise])
     add.input[branch], add.input[1 - branch] = names[branch], main[1 - branch].output[0]
     assert [text.split()[1] for text in lint(model)] == ["(Add):"]
 
