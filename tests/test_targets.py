@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from deploy import target as target_module
+from deploy.__main__ import main
 from deploy.errors import LabError
 from deploy.target import TARGET_DIR, load_target, target_names
 from deploy.target_file import NO_DLA, read_jetpacks, read_target
@@ -164,3 +166,46 @@ def test_a_file_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(target_module, "TARGET_DIR", tmp_path / "nowhere")
     with pytest.raises(LabError, match="copy the folder configs/ beside deploy/"):
         load_target("h100")
+
+
+def test_the_command_lists_them_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2 : 2 + len(NAMES)]] == NAMES
+    row = next(line for line in lines if line.startswith("orin_nx_16gb "))
+    assert row.split()[1:] == [
+        "MAXN",
+        "30.1",
+        "15.0",
+        "102.4",
+        "16",
+        "2",
+        "20.1",
+        "6.1,",
+        "6.2,",
+        "6.2.2,",
+        "7.2",
+    ]
+    edge = lines[0].index("GB/s") + len("GB/s")
+    assert {line[edge - 1 : edge + 1] for line in lines[2:5]} == {"0 ", "8 "}
+
+
+def test_the_command_tells_one_with_modes_jetpacks_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", "orin_nx_16gb:40W"]) == 0
+    told = capsys.readouterr().out
+    assert "40W *" in told
+    assert "908.8 908.8" in told
+    assert "Stay on JetPack 6 if you need DLA." in told
+    assert "unverified: no source at hand; it gives the printed TOPS" in told
+    for name in NAMES:
+        assert main(["targets", name]) == 0
+
+
+def test_the_commands_mistakes_exit_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["targets", "orin"]) == 2
+    assert "unknown, there are: a100" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert main(["targets", "l4"]) == 2
+    assert "pip install pyyaml" in capsys.readouterr().err
