@@ -189,8 +189,6 @@ def _heads(model: onnx.ModelProto, scales: dict[str, float], floats: set[str]) -
             helper.make_node("Conv", [before.input[0], kernel, *node.input[2:]], [f"{out}_4d"], node.name),
             helper.make_node("Flatten", [f"{out}_4d"], [out], f"{node.name}_flatten"),
         ]
-        if node.input[0] in scales:
-            scales.setdefault(before.input[0], scales[node.input[0]])
         if out in scales:
             scales[f"{out}_4d"] = scales[out]
         if out in floats:

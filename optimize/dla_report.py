@@ -99,6 +99,6 @@ def _num_loadables(view: LayerView, nodes: Sequence[onnx.NodeProto], taken: set[
         if here in taken:
             group[here] = here
             for maker in makers:
-                if maker in taken and switches[maker] == switches[here]:
+                if switches[maker] == switches[here]:  # so it is on DLA too
                     group[root(maker)] = root(here)
     return len({root(name) for name in group})

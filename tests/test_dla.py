@@ -15,6 +15,7 @@ from deploy.errors import LabError
 from deploy.target_file import read_jetpacks
 from optimize.calibrate import Scales, calibrate
 from optimize.dla import TENSORRT, format_cache, read_cache, to_dla, write_dla
+from optimize.qdq_placement import quantised_tensors
 from tests.residual_graph import FRAGILE, images, residual, saved
 from tests.tiny_onnx import chain
 
@@ -46,6 +47,18 @@ def test_the_network_computes_the_same_in_dlas_own_layers(network: onnx.ModelPro
     ops = [node.op_type for node in made.model.graph.node]
     assert not {"QuantizeLinear", "DequantizeLinear", "GlobalAveragePool", "Gemm"} & set(ops)
     assert ops[-3:] == ["AveragePool", "Conv", "Flatten"]
+
+
+@pytest.mark.parametrize("steps", [("dense", "relu", "head"), ("dense", "pool", "pool", "head")])
+def test_the_end_of_a_network_computes_the_same(steps: tuple[str, ...]) -> None:
+    """A Gemm of weights the other way round; and a pool of 32 x 32, which is no window of DLA's."""
+    model = chain(*steps)
+    scales = Scales("max", 1, {tensor.name: 0.5 for tensor in quantised_tensors(model)})
+    made = to_dla(model, scales)
+    image = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(logits(made.model, image), logits(model, image), atol=1e-5)
+    wanted = ["Flatten"] if "pool" in steps else ["GlobalAveragePool", "Flatten"]
+    assert [f.op for f in made.report.fallbacks] == wanted
 
 
 def test_the_cache_holds_every_scale_bit_for_bit(
