@@ -13,6 +13,7 @@ from deploy.accuracy import agreement, classify, list_images, top1
 from deploy.backends import can_emulate, open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.manifest import Variant
+from deploy.target import DLA_BACKEND
 
 Logits = NDArray[np.float32]
 
@@ -78,6 +79,8 @@ def _cannot_run(variant: Variant, backend: str) -> str | None:
         return "ONNX Runtime has no BF16 on a CPU"
     if variant.precision == "int8" and backend == "tensorrt" != variant.backend:
         return f"its integers have the form of {variant.backend}, which TensorRT's parser refuses"
+    if variant.backend == DLA_BACKEND and backend != DLA_BACKEND:
+        return "its INT8 is in a calibration cache, which only TensorRT on a DLA reads"
     return None
 
 
