@@ -1,4 +1,4 @@
-"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, and `layers FOLDER`."""
+"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, `layers FOLDER`, and `targets`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from deploy.bundle import open_bundle
 from deploy.errors import LabError
 from deploy.layers import DEFAULT_SECONDS, time_layers
 from deploy.table import format_table
+from deploy.target import load_target, target_names
+from deploy.target_table import format_target, format_targets
 from deploy.verify import verify
 
 
@@ -61,9 +63,18 @@ def _layers(options: argparse.Namespace) -> int:
     return 0
 
 
+def _targets(options: argparse.Namespace) -> int:
+    if options.name:
+        print(format_target(load_target(options.name)))
+    else:
+        print(format_targets([load_target(name) for name in target_names()]))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy", description="Measure or check a bundle on this machine, or time layers."
+        prog="python -m deploy",
+        description="Measure or check a bundle on this machine, time layers, or tell what devices can do.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -117,6 +128,18 @@ def _parser() -> argparse.ArgumentParser:
         help=f"timed, for each layer (default: {DEFAULT_SECONDS})",
     )  # fmt: skip
     layers.set_defaults(command=_layers)
+
+    targets = commands.add_parser(
+        "targets",
+        help="the devices that there are figures of, or all figures of one",
+        description="The devices of configs/target and their peaks; with a name, its power modes, JetPack "
+        "versions and the source of each figure.",
+        epilog="example: python -m deploy targets orin_nano_8gb:MAXN_SUPER",
+    )
+    targets.add_argument(
+        "name", nargs="?", metavar="NAME[:MODE]", help="one target, in one of its power modes"
+    )
+    targets.set_defaults(command=_targets)
     return parser
 
 

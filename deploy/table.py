@@ -82,13 +82,17 @@ def format_table(measurements: Sequence[Measurement]) -> str:
         ]
         for r in found
     ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    sides = "<<" + ">" * (len(head) - 2)
+    return "\n".join([*aligned(cells, "<<" + ">" * (len(head) - 2)), *notes(found)])
+
+
+def aligned(cells: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Lines of a table, the first row as its head, ruled off; a `<` or `>` of `sides` for each column."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(sides))]
     lines = [
         "  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in cells
     ]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in [*lines, *notes(found)])
+    return [line.rstrip() for line in lines]
 
 
 def notes(found: Sequence[Row]) -> list[str]:
