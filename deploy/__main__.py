@@ -1,10 +1,12 @@
-"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, `layers FOLDER`, and `targets`."""
+"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, `estimate BUNDLE`, `layers FOLDER`, and `targets`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from deploy.accuracy import list_images
@@ -12,6 +14,8 @@ from deploy.backends import BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bundle import open_bundle
 from deploy.errors import LabError
+from deploy.estimate import estimate
+from deploy.estimate_table import format_estimates
 from deploy.layers import DEFAULT_SECONDS, time_layers
 from deploy.table import format_table
 from deploy.target import load_target, target_names
@@ -71,10 +75,27 @@ def _targets(options: argparse.Namespace) -> int:
     return 0
 
 
+def _estimate(options: argparse.Namespace) -> int:
+    estimates = estimate(
+        open_bundle(options.bundle),
+        load_target(options.target),
+        mode=options.mode,
+        variants=options.variant,
+        batches=options.batch,
+        ceilings=options.ceilings,
+    )
+    if options.json:
+        print(json.dumps([asdict(one) for one in estimates], indent=1))
+    else:
+        print(format_estimates(estimates))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy",
-        description="Measure or check a bundle on this machine, time layers, or tell what devices can do.",
+        description="Measure or check a bundle on this machine, time layers, tell what devices can do, or "
+        "estimate how fast a bundle will be there.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -128,6 +149,30 @@ def _parser() -> argparse.ArgumentParser:
         help=f"timed, for each layer (default: {DEFAULT_SECONDS})",
     )  # fmt: skip
     layers.set_defaults(command=_layers)
+
+    guess = commands.add_parser(
+        "estimate",
+        help="latency and energy on a device that is not at hand",
+        description="Latency, throughput and energy of each variant on a target, as ranges, layer by layer.",
+        epilog="example: python -m deploy estimate runs/digits/bundle --target orin_nano_8gb --variant int8",
+    )
+    guess.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    guess.add_argument(
+        "--target", required=True, metavar="NAME", help="as `python -m deploy targets` lists them"
+    )
+    guess.add_argument("--mode", metavar="NAME", help="power mode (default: the target's own)")
+    guess.add_argument(
+        "--variant", nargs="+", metavar="NAME", help="which variants (default: those that the target runs)"
+    )
+    guess.add_argument(
+        "--batch", nargs="+", type=int, default=[1, 32], metavar="N", help="images a query (default: 1 32)"
+    )
+    guess.add_argument(
+        "--ceilings", type=Path, metavar="FILE",
+        help="for --target cpu: what `python -m scripts.roofline --json FILE` measured",
+    )  # fmt: skip
+    guess.add_argument("--json", action="store_true", help="as JSON, with every layer")
+    guess.set_defaults(command=_estimate)
 
     targets = commands.add_parser(
         "targets",

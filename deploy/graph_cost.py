@@ -1,4 +1,4 @@
-"""What each layer of an ONNX file computes and moves, with the layers fused as a device's builder fuses them."""
+"""What each layer of an ONNX file computes and moves, the layers fused as a device's builder fuses them."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class _Fuser:
         ]
         if not candidates:
             return None
-        last = max(candidates, key=lambda layer: opened.index(layer))  # type: ignore[arg-type]  # by identity
+        last = max(candidates, key=lambda layer: opened.index(layer))
         others = [owner[name] for name in active if name in owner and owner[name] is not last]
         if any(opened.index(other) > opened.index(last) for other in others):
             return None

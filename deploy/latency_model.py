@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deploy.graph_cost import ITEM_BYTES, Layer
 
 CONSTANTS = Path(__file__).with_name("estimator.json")
-"""Written by `python -m scripts.fit_estimator`."""
+"""Written by `python -m scripts.fit_estimator` and, for CPUs, `python -m scripts.bench_estimate`."""
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32))
 """Rows and columns of the output that a block of threads makes: those of NVIDIA's own kernels."""
 SPLITS = (1, 2, 4)
@@ -35,11 +35,12 @@ class Processor:
     """By the precision of a layer."""
     memory_gb_per_s: float
     l2_mib: float
-    before_ampere: bool
-    dla_cores: int = 0
+    volta: bool
+    """The generation of Xavier, before Ampere."""
+    dla_ghz: tuple[float, ...] = ()
+    """Of each core."""
     dla_ops_per_clock: float = 0.0
     """INT8, of a core."""
-    dla_ghz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Fitted:
     """What data sheets do not say. Shares are 0 to 1."""
 
     launch_clocks: float
-    """GPU clocks that every layer costs, whatever its size: its start, and filling and draining its pipeline."""
+    """GPU clocks that every layer costs whatever its size: its start, filling and draining its pipeline."""
     product_share: float
     """Of the peak that a full SM reaches."""
     load_bytes: float
@@ -56,12 +57,10 @@ class Fitted:
     """Of the memory's bandwidth."""
     cache_share: float
     """Of the L2 cache that serves what was just written."""
-    old_product: float
-    """Factor on product_share before Ampere."""
-    old_launch: float
-    """Factor on launch_clocks before Ampere."""
+    volta_launch: float
+    """Factor on launch_clocks for Volta."""
     untuned: float
-    """Time of an ordinary engine over that of a submission to MLPerf, where each kernel was chosen by hand."""
+    """Time of an ordinary engine over that of a submission to MLPerf, whose kernels were chosen by hand."""
     dla_product_share: float
     dla_memory_share: float
     """Of the memory's bandwidth, that one DLA core draws."""
@@ -82,8 +81,7 @@ class PowerFit:
     board_w: float
     memory_w_per_gb_per_s: float
     pj_per_op: float
-    old_pj_per_op: float
-    """Before Ampere."""
+    volta_pj_per_op: float
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,17 @@ class Constants:
     spread: Spread
     power: PowerFit
     power_spread: Spread
+    cpu_spread: Spread
 
     @classmethod
     def read(cls) -> Constants:
         raw: dict[str, Any] = json.loads(CONSTANTS.read_text(encoding="utf-8"))
         return cls(
-            Fitted(**raw["latency"]),
-            Spread(**raw["spread"]),
-            PowerFit(**raw["power"]),
-            Spread(**raw["power_spread"]),
+            latency=Fitted(**raw["latency"]),
+            spread=Spread(**raw["spread"]),
+            power=PowerFit(**raw["power"]),
+            power_spread=Spread(**raw["power_spread"]),
+            cpu_spread=Spread(**raw["cpu_spread"]),
         )
 
 
@@ -146,10 +146,8 @@ def layer_seconds(work: Work, processor: Processor, fitted: Fitted) -> Floats:
     From memory comes what the L2 cache does not hold: of a layer's input and output, and of all weights
     together, for they are read again only by the next query.
     """
-    old = processor.before_ampere
-    share = fitted.product_share * (fitted.old_product if old else 1.0)
-    launch = fitted.launch_clocks * (fitted.old_launch if old else 1.0)
-    clocks = np.maximum(work.products / share, work.loads / fitted.load_bytes).min(axis=0)
+    launch = fitted.launch_clocks * (fitted.volta_launch if processor.volta else 1.0)
+    clocks = np.maximum(work.products / fitted.product_share, work.loads / fitted.load_bytes).min(axis=0)
     cached = fitted.cache_share * processor.l2_mib * 2**20
     missed = np.clip(1 - cached / np.maximum(work.activations, 1), 0, 1)
     weights_missed = max(0.0, 1 - cached / max(1.0, float(work.weights.sum())))
@@ -163,19 +161,20 @@ def layer_seconds(work: Work, processor: Processor, fitted: Fitted) -> Floats:
 
 def dla_images_per_s(layers: Sequence[Layer], processor: Processor, fitted: Fitted, batch: int) -> float:
     """All DLA cores, each with its own batch of int8 `layers`; 0.0 where there are none."""
-    if not processor.dla_cores:
-        return 0.0
-    peak = processor.dla_ops_per_clock * processor.dla_ghz * 1e9 * fitted.dla_product_share
     bandwidth = processor.memory_gb_per_s * 1e9 * fitted.dla_memory_share
-    seconds = sum(
-        max(2 * layer.macs / peak, (layer.read_bytes + layer.write_bytes + layer.weight_bytes) / bandwidth)
-        for layer in layers
-    )
-    return processor.dla_cores * batch / seconds
+    total = 0.0
+    for ghz in processor.dla_ghz:
+        peak = processor.dla_ops_per_clock * ghz * 1e9 * fitted.dla_product_share
+        total += batch / sum(max(2 * layer.macs / peak, _moved(layer) / bandwidth) for layer in layers)
+    return total
+
+
+def _moved(layer: Layer) -> int:
+    return layer.read_bytes + layer.write_bytes + layer.weight_bytes
 
 
 def watts(processor: Processor, ops_per_s: float, power: PowerFit) -> float:
     """Of the whole board at the wall, while it does nothing else."""
-    pj = power.old_pj_per_op if processor.before_ampere else power.pj_per_op
+    pj = power.volta_pj_per_op if processor.volta else power.pj_per_op
     idle = power.board_w + power.memory_w_per_gb_per_s * processor.memory_gb_per_s
     return idle + pj * ops_per_s * 1e-12
