@@ -27,14 +27,14 @@ def format_estimates(estimates: Sequence[Estimate]) -> str:
     notes = list(dict.fromkeys(note for one in estimates for note in one.notes))
     dla = [one for one in estimates if one.dla_images_per_s]
     lines = [
-        f"{first.target}{mode}: estimates, not measurements; eight of ten published figures lay in such ranges.",
+        f"{first.target}{mode}: estimated, not measured; of ten published figures eight lay in such a range",
         *aligned(cells, "<" + ">" * (len(_HEAD) - 1)),
         *(f"note: {note}" for note in notes),
     ]
     if dla:
         most = max(one.dla_images_per_s or 0.0 for one in dla)
         lines.append(
-            f"note: the DLA cores are not in these figures; beside the GPU they could do {most:,.0f} images/s."
+            f"note: DLA cores are not in these figures; beside the GPU they could do {most:,.0f} images/s."
         )
     return "\n".join(lines)
 

@@ -144,6 +144,7 @@ def write_files(model: torch.nn.Module, size: int, num_classes: int, folder: Pat
     """fp32, fp16, int8 (for TensorRT) and int8-cpu; every scale is 1/32, which no time depends on."""
     names = tuple(f"class{i}" for i in range(num_classes))
     spec = InputSpec(size=size, resize=size, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=names)
+    folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8", "int8-cpu")}
     export_onnx(model, spec, files["fp32"])
     to_fp16(files["fp32"], files["fp16"])
