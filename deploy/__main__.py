@@ -1,4 +1,4 @@
-"""`python -m deploy COMMAND`: measure or check a bundle here, build its engines, tell what devices can do."""
+"""`python -m deploy COMMAND`: measure or check a bundle here, build engines, tell what devices can do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from deploy.backends import BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bundle import open_bundle
 from deploy.cli_build import add_build, add_engine
+from deploy.cli_targets import add_estimate, add_targets
 from deploy.errors import LabError
 from deploy.layers import DEFAULT_SECONDS, time_layers
 from deploy.table import format_table
-from deploy.target import load_target, target_names
-from deploy.target_table import format_target, format_targets
 from deploy.verify import verify
 
 
@@ -64,18 +63,11 @@ def _layers(options: argparse.Namespace) -> int:
     return 0
 
 
-def _targets(options: argparse.Namespace) -> int:
-    if options.name:
-        print(format_target(load_target(options.name)))
-    else:
-        print(format_targets([load_target(name) for name in target_names()]))
-    return 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy",
-        description="Measure or check a bundle on this machine, build its engines, or tell what devices can do.",
+        description="Measure or check a bundle on this machine, build its engines, tell what devices can do, "
+        "or estimate how fast a bundle will be there.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -133,17 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     layers.set_defaults(command=_layers)
 
-    targets = commands.add_parser(
-        "targets",
-        help="the devices that there are figures of, or all figures of one",
-        description="The devices of configs/target and their peaks; with a name, its power modes, JetPack "
-        "versions and the source of each figure.",
-        epilog="example: python -m deploy targets orin_nano_8gb:MAXN_SUPER",
-    )
-    targets.add_argument(
-        "name", nargs="?", metavar="NAME[:MODE]", help="one target, in one of its power modes"
-    )
-    targets.set_defaults(command=_targets)
+    add_targets(commands)
+    add_estimate(commands)
+
     return parser
 
 

@@ -95,6 +95,8 @@ class Target:
     memory_gib: float | None
     shared_memory: bool
     """The CPU's memory is the accelerator's: no copy between the two is needed."""
+    l2_cache_mib: float | None
+    """Of the GPU."""
     ops_per_clock_per_sm: Mapping[Precision, float | None]
     """Dense, a multiply-add counts 2. What is absent does not run; null: it runs, its peak is measured."""
     default_mode: str | None

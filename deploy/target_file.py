@@ -16,8 +16,8 @@ from deploy.errors import LabError
 from deploy.target import JETPACKS, JetPack, Target
 
 _FIGURES = (
-    "compute_capability", "memory_gib", "ops_per_clock_per_sm.*", "power_modes.*", "dla.*", "jetpacks",
-    "advertised.*",
+    "compute_capability", "memory_gib", "l2_cache_mib", "ops_per_clock_per_sm.*", "power_modes.*", "dla.*",
+    "jetpacks", "advertised.*",
 )  # fmt: skip
 """Dotted keys whose values somebody has to vouch for."""
 _NO_FIGURES = ("*.name", "*.mode")
