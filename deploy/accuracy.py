@@ -15,7 +15,7 @@ from deploy.preprocess import load_image, preprocess
 from deploy.runner import Arrays, Feed, Runner
 from deploy.tensors import Tensors, read_tensors
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 Logits = NDArray[np.float32]
 
@@ -42,16 +42,18 @@ def list_images(folder: Path | str, class_names: Sequence[str]) -> list[tuple[Pa
         if not files:
             raise LabError(f"{root / name}: holds no image; add some, or test with other images")
         for file in files:
-            if file.suffix.lower() not in _SUFFIXES:
-                raise LabError(f"{file}: must end in one of {sorted(_SUFFIXES)}; take it out of the folder")
+            if file.suffix.lower() not in IMAGE_SUFFIXES:
+                raise LabError(
+                    f"{file}: must end in one of {sorted(IMAGE_SUFFIXES)}; take it out of the folder"
+                )
             images.append((file, index))
     return sorted(images)
 
 
 def images_for(bundle: Bundle, folder: Path | str) -> list[tuple[Path, int]]:
     """:func:`list_images` with the bundle's classes. Raises LabError where it takes no image files."""
-    if bundle.input is None:
-        raise LabError(f"{bundle.root}: takes no image files: leave --images out, give --inputs FILE.npz")
+    if bundle.input is None or bundle.class_output is None:
+        raise LabError(f"{bundle.root}: does not classify image files: give --inputs FILE.npz, not --images")
     return list_images(folder, bundle.input.class_names)
 
 

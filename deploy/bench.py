@@ -22,7 +22,7 @@ from deploy.progress import progress
 from deploy.results import Accuracy, Measurement, Rule, append_measurements
 from deploy.runner import Feed, Runner
 from deploy.score import score
-from deploy.tensors import Tensors
+from deploy.tensors import Samples
 
 ROUNDS = 3
 MIN_COUNT = 10  # as trtexec; over all rounds
@@ -48,7 +48,7 @@ def bench(
     seconds: float,
     warmup_s: float = DEFAULT_WARMUP_S,
     images: Sequence[tuple[Path, int]] = (),
-    tensors: Tensors | None = None,
+    tensors: Samples | None = None,
     out: Path | str | None = None,
 ) -> list[Measurement]:
     """Two measurements a variant: latency at the smallest batch, throughput at the largest.
@@ -134,7 +134,7 @@ def _accuracies(
     }
 
 
-def _scores(bundle: Bundle, runners: Mapping[str, Runner], found: Tensors, batch: int) -> dict[str, Accuracy]:
+def _scores(bundle: Bundle, runners: Mapping[str, Runner], found: Samples, batch: int) -> dict[str, Accuracy]:
     fp32 = bundle.reference()
     reference = fp32.name if fp32 and fp32.name in runners else None
     with progress("accuracy", len(found)) as advance:

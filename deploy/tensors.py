@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,9 +18,21 @@ LABELS = "labels"
 """The key of the class indexes beside the inputs, where no input has that name."""
 
 
+class Samples(Protocol):
+    """Of a model, in memory or not."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None: ...
+    def __len__(self) -> int: ...
+    def take(self, rows: NDArray[np.int64]) -> Samples: ...
+    def batches(self, size: int) -> Iterator[Tensors]:
+        """In order; the last may be smaller."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tensors:
-    """n samples: for each input of the model an array of n x its shape, and maybe n class indexes."""
+    """Samples in memory: for each input of the model an array of n x its shape, and maybe n class indexes."""
 
     arrays: Mapping[str, NDArray[Any]]
     labels: NDArray[np.int64] | None = None
@@ -33,7 +45,6 @@ class Tensors:
         return Tensors({name: array[rows] for name, array in self.arrays.items()}, labels)
 
     def batches(self, size: int) -> Iterator[Tensors]:
-        """In order; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
