@@ -75,7 +75,7 @@ def checked(
     counts = {name: len(found[name]) for name in names if name in found and found[name].ndim}
     if len(set(counts.values())) > 1:
         problems.append(f"the inputs have different numbers of samples: {counts}; save as many of each")
-    elif labels is not None and counts:
+    elif labels is not None and any(counts.values()):
         problems += _wrong_with_labels(labels, next(iter(counts.values())), num_classes)
     if problems:
         raise LabError("\n  - ".join([f"{what}: cannot be taken for samples:", *problems]))
