@@ -39,6 +39,7 @@ def half_precision(
         min_positive_val=_LEAST,
     )
     del half.graph.value_info[:]
+    _sort(half.graph)
     half = shape_inference.infer_shapes(half)
     outputs = [output.name for output in model.graph.output]
     close = closeness(outputs, answers(half, checks, threads), answers(model, checks, threads))
@@ -52,6 +53,23 @@ def half_precision(
         "outputs": [asdict(one) for one in close],
     }
     return half, record
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Each node behind those whose outputs it reads: the converter adds its Casts at the end."""
+    made = {name for node in graph.node for name in node.output}
+    waiting, ready, nodes = list(graph.node), {""}, []
+    while waiting:
+        late = []
+        for node in waiting:
+            if all(name in ready or name not in made for name in node.input):
+                nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+                ready.update(node.output)
+            else:
+                late.append(node)
+        waiting = late
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _within(weight: Any) -> Any:
