@@ -80,7 +80,7 @@ def detector(path: Path, *, batch: Side = 1) -> Path:
 
 
 def encoder(path: Path) -> Path:
-    """ids and mask, int64 N x L, to states N x L x 16: a table of tokens, one head of attention, one layer."""
+    """ids and mask, int64 N x L, to states N x L x 16: a table, one head of attention, one layer."""
     g = _Graph(2)
     g.constant("table", g.rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32))
     g.node("Gather", ["table", "ids"], "embedded")
@@ -88,8 +88,8 @@ def encoder(path: Path) -> Path:
         g.node("MatMul", ["embedded", g.weight(f"{name}_w", WIDTH, WIDTH)], name)
     g.node("MatMul", ["query", g.node("Transpose", ["key"], "turned", perm=[0, 2, 1])], "likeness")
     g.node("Cast", ["mask"], "kept", to=TensorProto.FLOAT)
-    g.node("Sub", [g.constant("one", np.float32(1)), "kept"], "hidden")  # type: ignore[arg-type]  # a scalar
-    g.node("Mul", ["hidden", g.constant("far", np.float32(-1e4))], "far_off")  # type: ignore[arg-type]
+    g.node("Sub", [g.constant("one", np.float32(1)), "kept"], "hidden")
+    g.node("Mul", ["hidden", g.constant("far", np.float32(-1e4))], "far_off")
     g.node("Unsqueeze", ["far_off", g.constant("axis", np.array([1], np.int64))], "bias")
     g.node("Softmax", [g.node("Add", ["likeness", "bias"], "masked")], "attention", axis=-1)
     g.node("Add", [g.node("MatMul", ["attention", "value"], "mixed"), "embedded"], "summed")
