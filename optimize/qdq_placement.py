@@ -17,6 +17,9 @@ Where a network is more than layers, ReLUs and residual adds:
 
 - The output of a Conv that an op in float reads, such as a Sigmoid, gets Q/DQ too (behind its ReLU): ONNX
   Runtime has no integer kernel for a Conv that writes floats. For a MatMul it has one.
+- A Mul of two activations, such as a SiLU, is an integer op with both inputs quantised, as an Add is, but
+  where a float layer makes one. ONNX Runtime on YOLOX at 416 px: 62 ms with it, 91 without, FP32 154; the outputs
+  are as near to FP32's.
 - All that a quantised Concat joins has one scale, and so have both ends of an op that only moves values:
   TensorRT and ONNX Runtime then join and move bytes, and the second rounding changes nothing.
 - Any other op is in float and reads what a float op makes before its Q, which costs nothing.
@@ -118,6 +121,11 @@ class GraphIndex:
         activations = node.op_type == "Add" and not any(name in self.constants for name in node.input)
         return activations and self._reaches_layer(node)
 
+    def is_product(self, node: onnx.NodeProto) -> bool:
+        """A Mul of two activations on the way to a layer or to a Q."""
+        activations = node.op_type == "Mul" and not any(name in self.constants for name in node.input)
+        return activations and self._reaches_layer(node)
+
     def _reaches_layer(self, node: onnx.NodeProto) -> bool:
         """Whether a layer, a pool over all pixels or a Q reads what `node` makes, behind what hands it on."""
         if node.output[0] not in self._reaches:
@@ -131,7 +139,7 @@ class GraphIndex:
                     return True
                 if reader.op_type in WEIGHTED and reader.input[0] == name:
                     return True
-                passes = reader.op_type in ("Add", "Concat") or self.hands_on(reader)
+                passes = reader.op_type in ("Add", "Mul", "Concat") or self.hands_on(reader)
                 if passes and self._reaches_layer(reader):
                     return True
         return False
@@ -183,11 +191,13 @@ class Placement:
         self.tensors = self._tensors()
 
     def is_float(self, node: onnx.NodeProto) -> bool:
-        """Whether `keep_float` has a layer, residual Add or GlobalAveragePool computed in float."""
+        """Whether `keep_float` has a layer, residual Add, product or GlobalAveragePool computed in float."""
         if self.index.weight(node) is not None:
             return node.name in self.keep_float
         if self.index.is_residual_add(node):
             return any(self._fuses(name) for name in node.input)
+        if self.index.is_product(node):
+            return any(self._made_in_float(name) for name in node.input)
         return node.op_type == "GlobalAveragePool" and self._made_in_float(node.input[0])
 
     def reads_before(self, node: onnx.NodeProto, name: str) -> bool:
@@ -199,7 +209,7 @@ class Placement:
         maker = self.index.maker(name)
         if self.is_float(node) and node.name not in self.keep_float:
             return False
-        if maker is not None and self.index.is_residual_add(maker):
+        if maker is not None and (self.index.is_residual_add(maker) or self.index.is_product(maker)):
             return node.name in self.keep_float
         # What a Concat joins has gone through the same Q: it is on the grid already.
         return maker is None or (self.index.weight(maker) is None and maker.op_type != "Concat")
@@ -222,7 +232,8 @@ class Placement:
 
     def _takes_integers(self, node: onnx.NodeProto) -> bool:
         """Whether the node has an integer kernel that reads a Q."""
-        layer = self.index.weight(node) is not None or self.index.is_residual_add(node)
+        index = self.index
+        layer = index.weight(node) is not None or index.is_residual_add(node) or index.is_product(node)
         return layer or node.op_type == "Concat" or self.index.hands_on(node)
 
     def _fuses(self, name: str) -> bool:
@@ -236,7 +247,7 @@ class Placement:
         return maker is not None and self.is_float(maker)
 
     def _read_by_integers(self) -> set[str]:
-        """Inputs of integer layers, of residual adds and of pools over all pixels; and of what joins them."""
+        """Inputs of integer layers, residual adds, products, pools over all pixels; and of what joins them."""
         graph, index = self.index.graph, self.index
         wanted: set[str] = set()
         for node in graph.node:
@@ -253,6 +264,8 @@ class Placement:
                     )
                 else:
                     wanted.update(node.input)
+            elif index.is_product(node) and not self.is_float(node):
+                wanted.update(node.input)
         for node in reversed(graph.node):
             if node.op_type == "Concat" and node.output[0] in wanted:
                 wanted.update(name for name in node.input if name not in index.constants)
@@ -307,7 +320,7 @@ def quantised_tensors(model: onnx.ModelProto) -> list[QuantisedTensor]:
     """The tensors to quantise where nothing stays in float, in the order in which the graph makes them.
 
     - the input of every layer: a Conv, Gemm or MatMul with a constant weight;
-    - both inputs of every residual Add, so that the addition itself is an integer one;
+    - both inputs of every residual Add, so that the addition itself is an integer one; of a product too;
     - the input of every GlobalAveragePool;
     - the inputs of a Concat of which the output is quantised;
     - the output of a Conv that an op in float reads.
