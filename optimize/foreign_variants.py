@@ -20,6 +20,7 @@ from optimize.foreign_samples import Feeds
 from optimize.quantize_foreign import NUM_GATED, quantize_foreign
 from optimize.variants import Made
 
+_NUM_NAMED = 6
 Say = Callable[[str], None]
 IN_HAND_DB = 1.0
 """Asked for beyond the gate's limit: it judges on other samples than those that layers were chosen on."""
@@ -86,4 +87,7 @@ def _closeness(outputs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _kept(names: Sequence[str]) -> str:
-    return f"; in float: {', '.join(names)}" if names else ""
+    if not names:
+        return ""
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return f"; in float: {', '.join(names[:_NUM_NAMED])}{more}"

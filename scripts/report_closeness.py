@@ -30,7 +30,7 @@ def section(run: Run, whose: str) -> str:
         for v in variants
         if (kept := v.metrics.get("keep_float"))
     ]
-    done = f'<div class="card"><ul>{"".join(facts)}</ul></div>' if facts else ""
+    done = f'<br><div class="card"><ul>{"".join(facts)}</ul></div>' if facts else ""
     return (
         f"<section><h2>How near to the original{escape(whose)}</h2>"
         f'<p class="hint">{escape(hint)}</p>{table(head, lines)}{done}</section>'

@@ -19,6 +19,7 @@ from deploy.results import read_measurements
 from optimize.foreign_read import read_job
 from optimize.foreign_samples import Feeds
 from scripts.quantize_and_benchmark import main
+from scripts.try_any_onnx import run_trial
 from tests.foreign_nets import SIZE, VOCABULARY, classifier, detector, encoder, pictures, sentences
 from tests.processes import python
 
@@ -240,3 +241,18 @@ def test_a_section_keeps_its_other_values() -> None:
     short = config_of("onnx=m", "calibration=a=b.npz", "calibration.method=mse").calibration
     assert (short.source, short.method, short.num_images) == ("a=b.npz", "mse", plain.num_images)
     assert config_of("onnx=m", "calibration={source: x}").calibration.source == "x"
+
+
+@pytest.mark.slow
+def test_a_model_that_nobody_here_wrote(tmp_path: Path) -> None:
+    """Which way up a line of text is: the labels are true, so the original must know them."""
+    try:
+        run_trial("direction", tmp_path, [*QUICK, "calibration.num_images=64", "precisions=[int8,fp16]"])
+    except LabError as error:
+        if "pip install" in str(error):
+            pytest.skip("the package cannot be had here")
+        raise
+    bundle = open_bundle(tmp_path / "direction" / "bundle")
+    assert bundle.variant("fp32").metrics["top1"] > 0.95
+    for name in ("int8-cpu", "int8", "fp16"):
+        assert bundle.variant(name).metrics["gate"]["passed"]
