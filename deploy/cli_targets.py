@@ -1,4 +1,4 @@
-"""`python -m deploy targets`: what devices can do; `estimate BUNDLE --target NAME`: how fast it will be there."""
+"""`python -m deploy targets`: what devices can do; `estimate BUNDLE`: how fast a bundle will be there."""
 
 from __future__ import annotations
 

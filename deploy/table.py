@@ -63,9 +63,10 @@ def format_table(measurements: Sequence[Measurement]) -> str:
         return "no measurements"
     one = found[0].latency_batch
     many = next((f" (batch {r.throughput.batch})" for r in found if r.throughput), "")
+    tensors = any(r.about.accuracy.snr_db for r in found)
     head = [
-        "variant", "precision", "top-1", "agrees with fp32", "MiB",
-        f"p50 ms (batch {one})", "p99 ms", f"images/s{many}", "peak MiB", "speed-up",
+        "variant", "precision", "top-1", "agrees with fp32", *(["SNR dB"] if tensors else []), "MiB",
+        f"p50 ms (batch {one})", "p99 ms", f"{unit(found)}{many}", "peak MiB", "speed-up",
     ]  # fmt: skip
     cells = [head] + [
         [
@@ -73,6 +74,7 @@ def format_table(measurements: Sequence[Measurement]) -> str:
             r.about.precision,
             _number(r.about.accuracy.top1, ".2%"),
             _number(r.about.accuracy.agreement_with_fp32, ".2%"),
+            *([_number(worst_db(r.about), ".1f")] if tensors else []),
             f"{r.about.file_bytes / 2**20:.2f}",
             f"{r.latency.p50_ms:.3f}",
             f"{r.latency.p99_ms:.3f}",
@@ -95,6 +97,16 @@ def aligned(cells: Sequence[Sequence[str]], sides: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def worst_db(m: Measurement) -> float | None:
+    """Signal-to-noise ratio of the output that is farthest from FP32's, dB; of FP32 itself none."""
+    return min(m.accuracy.snr_db.values()) if m.accuracy.snr_db and m.precision != "fp32" else None
+
+
+def unit(found: Sequence[Row]) -> str:
+    """What is counted a second."""
+    return "samples/s" if any(r.about.accuracy.snr_db for r in found) else "images/s"
+
+
 def notes(found: Sequence[Row]) -> list[str]:
     """An INT8 that is slower than FP32, with the likely cause, and a machine that was not quiet."""
     lines = []
@@ -109,6 +121,10 @@ def notes(found: Sequence[Row]) -> list[str]:
             "note: this CPU has no INT8 dot product (VNNI, dotprod), so INT8 gains less here than "
             "where there is one."
         )
+    for r in found:
+        if r.about.accuracy.snr_db and len(r.about.accuracy.snr_db) > 1 and r.about.precision != "fp32":
+            each = ", ".join(f"{name} {db:.1f}" for name, db in r.about.accuracy.snr_db.items())
+            lines.append(f"SNR of {r.about.variant} by output, dB: {each}")
     if noisy := {r.about.variant: r.latency.cv for r in found if r.latency.cv > _NOISY_CV}:
         least, most = f"{min(noisy.values()):.0%}", f"{max(noisy.values()):.0%}"
         lines.append(

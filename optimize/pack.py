@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from configs.quantize import BenchConfig, GateConfig
 from data.calibration import choose_images
 from data.index import Index
 from deploy.bench import bench
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, Variant
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.preprocess import load_image, preprocess
@@ -28,6 +29,15 @@ from optimize.rtx_build import COMPUTE_CAPABILITIES, is_installed
 from optimize.variants import Made
 
 _BATCH = 32
+Judged = tuple[list[Variant], list[str]]
+"""The variants that are shipped, and a line for each that falls through the gate."""
+Found = TypeVar("Found")
+
+
+class Build(Protocol):
+    """Writes a bundle of some of the variants."""
+
+    def __call__(self, path: Path, *, variants: Sequence[Variant]) -> Bundle: ...
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,8 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
         samples=choose_images(how.val, how.num_samples, how.seed),
         commands=[how.command],
     )
-    with tempfile.TemporaryDirectory() as work:
-        draft = build(Path(work, "bundle"), variants=[one.variant for one in made])
-        verified = verify(draft.root)
-        say(str(verified))
-        if not verified.ok:
-            raise LabError("the new bundle does not verify on this machine: see the FAIL above")
+
+    def measure(draft: Bundle) -> tuple[list[Measurement], dict[str, float]]:
         labels = zip(how.val.paths, how.val.labels, strict=True)
         measurements = bench(
             draft,
@@ -87,10 +93,34 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
             seconds=how.bench.seconds,
             images=[(Path(path), int(label)) for path, label in labels],
         )
-    top1 = {m.variant: m.accuracy.top1 for m in measurements if m.accuracy.top1 is not None}
-    own = [one for one in made if one.same_as == one.variant.name]
-    top1 |= {one.variant.name: top1_of(one.answers, how) for one in own if one.answers}
-    shipped, marks = judge(made, top1, len(how.val), how.gate)
+        top1 = {m.variant: m.accuracy.top1 for m in measurements if m.accuracy.top1 is not None}
+        own = [one for one in made if one.same_as == one.variant.name]
+        top1 |= {one.variant.name: top1_of(one.answers, how) for one in own if one.answers}
+        return measurements, top1
+
+    def judged(top1: dict[str, float]) -> Judged:
+        return judge(made, top1, len(how.val), how.gate)
+
+    return put_in_place(build, made, measure, judged, out, say)
+
+
+def put_in_place(
+    build: Build,
+    made: Sequence[Made],
+    measure: Callable[[Bundle], tuple[list[Measurement], Found]],
+    judged: Callable[[Found], Judged],
+    out: Path,
+    say: Callable[[str], None],
+) -> Packed:
+    """See :func:`pack`. `measure` gives what there is to be judged beside the measurements."""
+    with tempfile.TemporaryDirectory() as work:
+        draft = build(Path(work, "bundle"), variants=[one.variant for one in made])
+        verified = verify(draft.root)
+        say(str(verified))
+        if not verified.ok:
+            raise LabError("the new bundle does not verify on this machine: see the FAIL above")
+        measurements, found = measure(draft)
+    shipped, marks = judged(found)
     bundle = build(out / "bundle", variants=shipped)
     results = out / "results.jsonl"
     results.unlink(missing_ok=True)

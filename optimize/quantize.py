@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -140,6 +140,14 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
     ONNX defines it and the answer does not depend on the CPU's integer kernels.
     Raises LabError when the two quantise different tensors.
     """
+    name = s8.graph.input[0].name
+    return feed_mismatches(s8, u8, ({name: image[None]} for batch in batches for image in batch))
+
+
+def feed_mismatches(
+    s8: onnx.ModelProto, u8: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[Any]]]
+) -> int:
+    """As :func:`integer_mismatches`, of samples with every input."""
     zero_points = {name: zero_point for name, (zero_point, _) in _integer_tensors(u8).items()}
     if zero_points.keys() != _integer_tensors(s8).keys():
         raise LabError(
@@ -150,12 +158,10 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
         return 0
     sessions = [_exposed_session(model) for model in (s8, u8)]
     mismatches = 0
-    for batch in batches:
-        for image in batch:
-            feeds = {s8.graph.input[0].name: image[None]}
-            signed, unsigned = (session.run(names, feeds) for session in sessions)
-            for name, a, b in zip(names, signed, unsigned, strict=True):
-                mismatches += int((a != b.astype(np.int16) - zero_points[name]).sum())
+    for feed in feeds:
+        signed, unsigned = (session.run(names, feed) for session in sessions)
+        for name, a, b in zip(names, signed, unsigned, strict=True):
+            mismatches += int((a != b.astype(np.int16) - zero_points[name]).sum())
     return mismatches
 
 

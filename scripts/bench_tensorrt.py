@@ -154,9 +154,9 @@ def trtexec_ms(path: Path, bundle: Bundle, batch: int, seconds: float) -> float 
     program = shutil.which("trtexec") or (TRTEXEC if Path(TRTEXEC).exists() else None)
     if program is None:
         return None
-    side = bundle.input.size
+    shapes = [f"{i.name}:{'x'.join(map(str, (batch, *i.shape[1:])))}" for i in bundle.inputs]
     arguments = [
-        f"--loadEngine={path}", f"--shapes=image:{batch}x3x{side}x{side}", "--useCudaGraph",
+        f"--loadEngine={path}", f"--shapes={','.join(shapes)}", "--useCudaGraph",
         f"--duration={max(1, round(seconds * ROUNDS))}",
     ]  # fmt: skip
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
@@ -173,8 +173,7 @@ def try_portable(bundle: Bundle, name: str, target: Target) -> str:
     """Whether an engine that TensorRT-RTX built for compute capability 8.0 runs on this machine's GPU."""
     elsewhere = find_target(target.api, target.cuda, ("8.0",))
     path = ready_engine(bundle, name, elsewhere, None, print).path
-    side = bundle.input.size
-    feed = zeros([TensorSpec("image", "float32", (None, 3, side, side))], 1)
+    feed = zeros(bundle.inputs, 1)
     try:
         with bare(path, target, feed, 1) as (enqueue, _):
             samples = measure_latency(enqueue, warmup_s=0.2, min_duration_s=0.5, min_count=10)

@@ -121,6 +121,7 @@ def test_the_bundle_carries_what_was_trained(compressed: Path) -> None:
         "int8-weights": ("int8-weights", "onnxruntime"), "dla": ("int8", "tensorrt-dla"),
     }  # fmt: skip
     assert forms == ours | {f"pruned-{name}": form for name, form in ours.items()}
+    assert bundle.input is not None
     assert bundle.input.class_names == ("class_000", "class_001", "class_002")
     assert (bundle.input.size, bundle.input.resize) == (32, 40)
     last = json.loads((compressed / "metrics.jsonl").read_text().splitlines()[-1])
@@ -217,6 +218,7 @@ def test_a_chain_ends_in_int8(compressed: Path, chain: Path) -> None:
 
 def test_models_that_no_variant_names_stay_behind(compressed: Path, tmp_path: Path) -> None:
     bundle = open_bundle(compressed / "bundle")
+    assert bundle.input is not None
     left = build_bundle(
         tmp_path / "less", name="less", spec=bundle.input, variants=[bundle.variant("fp32")], commands=[],
         models={v.name: bundle.path(v.name) for v in bundle.variants}, answers={}, artefacts={}, targets=[],

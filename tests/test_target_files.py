@@ -95,6 +95,7 @@ def bundle(tmp_path: Path) -> Bundle:
     named = {"calibration_cache": "models/dla.cache"}
     dla = Variant("dla", "", "int8", DLA_BACKEND, 6, {}, {}, named)
     expected = plain.expected()
+    assert plain.input is not None
     return write_bundle(
         tmp_path / "more",
         name="more",
@@ -146,6 +147,7 @@ def test_wrong_artefacts_are_refused(bundle: Bundle, artefacts: Any, told: str) 
 
 def test_a_file_that_is_not_there_writes_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
     expected = bundle.expected()
+    assert bundle.input is not None
     with pytest.raises(LabError, match=r"gone.cache is not there"):
         write_bundle(
             tmp_path / "again", name="x", input=bundle.input, variants=bundle.variants,
