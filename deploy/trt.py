@@ -56,10 +56,14 @@ class TensorRTRunner:
 
     def infer(self, feed: Feed) -> Arrays:
         check_feed(feed, self.inputs)
-        batch = feed[self.inputs[0].name].shape[0]
-        if batch not in self._queries:
-            self._prepare(batch)
-        return self._queries[batch].run(feed)
+        return self._query(feed[self.inputs[0].name].shape[0]).run(feed)
+
+    def staging(self, batch: int) -> Arrays:
+        """{name: array} that lie where the GPU reads: fill them and give them to `infer`, which saves a copy.
+
+        Every batch size lies in the same memory, and nothing may touch the arrays once the runner is closed.
+        """
+        return self._query(batch).staging
 
     def __enter__(self) -> TensorRTRunner:
         return self
@@ -76,6 +80,11 @@ class TensorRTRunner:
             count = math.prod(batch if side is None else side for side in spec.shape)
             size = count * np.dtype(spec.dtype).itemsize
             self._buffers[spec.name] = Buffer(self._cuda, size, zero_copy=zero_copy)
+
+    def _query(self, batch: int) -> Query:
+        if batch not in self._queries:
+            self._prepare(batch)
+        return self._queries[batch]
 
     def _prepare(self, batch: int) -> None:
         least, common, most = self._record.batch
