@@ -89,19 +89,19 @@ def ready_engine(
     options: BuildOptions | None,
     say: Say,
     *,
-    folder: Path | None = None,
+    cache: Path | None = None,
     force: bool = False,
     lock: Path = DEFAULT_PATH,
 ) -> BuiltEngine:
     """The engine of a variant, built where none fits; why is said.
 
     options: None takes an engine with whatever options it was built, and builds with the defaults.
-    folder: of the engines; the bundle's own when None. force: build in any case.
+    cache: a folder for the engines of many bundles; see `engines_folder`. force: build in any case.
     Raises LabError; an engine that was there stays until a new one is whole.
     """
     entry = bundle.variant(variant)
     _check_precision(entry, target)
-    place = folder or engines_folder(bundle)
+    place = engines_folder(bundle, cache)
     path = place / f"{variant}.{target.slug}.engine"
     key = _key(bundle.files[entry.file], target, options or BuildOptions())
     found, reasons = (None, ["asked for"]) if force else _lookup(path, key, options is None)

@@ -116,7 +116,10 @@ class TensorRTRunner:
 def open_tensorrt(bundle: Bundle, variant: str) -> TensorRTRunner:
     """The runner of a variant on this machine's GPU; its engine is built if there is none that fits."""
     target = find_target(find_tensorrt(), find_cuda())
-    return TensorRTRunner(ready_engine(bundle, variant, target, None, _note).path, target, bundle)
+    ready = ready_engine(bundle, variant, target, None, _note)
+    if ready.built:
+        _note("\n".join([f"{variant}: built in {ready.record.build_s:.1f} s", *ready.record.account()]))
+    return TensorRTRunner(ready.path, target, bundle)
 
 
 def _note(text: str) -> None:

@@ -113,9 +113,10 @@ def test_engines_of_two_devices_live_side_by_side(bundle: Bundle) -> None:
 
 def test_the_folder_can_be_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = mocked()[2]
-    assert ready(bundle, target, folder=tmp_path / "a" / "b").path.parent == tmp_path / "a" / "b"
+    assert ready(bundle, target, cache=tmp_path / "a" / "b").path.parent == tmp_path / "a" / "b" / "tiny"
     monkeypatch.setenv("EDGELAB_ENGINES", str(tmp_path / "c"))
-    assert ready(bundle, target).path.parent == tmp_path / "c"
+    assert ready(bundle, target).path.parent == tmp_path / "c" / "tiny"
+    assert ready(bundle, target, cache=tmp_path / "d").path.parent == tmp_path / "d" / "tiny"
     assert engines(bundle) == []
 
 
@@ -175,7 +176,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(
     target = mocked()[2]
     (tmp_path / "file").write_text("")
     with pytest.raises(LabError, match="no engine can be written there"):
-        ready(bundle, target, folder=tmp_path / "file" / "engines")
+        ready(bundle, target, cache=tmp_path / "file" / "engines")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(LabError, match=r"1 MiB are free, an engine may take 16 MiB.*--cache"):
@@ -235,8 +236,8 @@ def test_what_was_built_while_waiting_is_taken(bundle: Bundle) -> None:
     def say(text: str) -> None:
         said.append(text)
         made = bundle.root.parent / "made"
-        ready_engine(bundle, "int8", target, None, print, folder=made, lock=bundle.root.parent / "other.lock")
-        for file in made.glob("int8.*"):
+        ready_engine(bundle, "int8", target, None, print, cache=made, lock=bundle.root.parent / "other.lock")
+        for file in made.glob("tiny/int8.*"):
             shutil.copy(file, bundle.root.with_name("bundle.engines"))
         os.close(descriptor)
 

@@ -179,7 +179,7 @@ def test_an_engine_of_another_gpu_is_refused(bundle: Bundle, target: Target, tmp
     if not target.api.rtx:
         pytest.skip(f"{target.api} builds for its own GPU only")
     elsewhere = find_target(target.api, target.cuda, ("12.0",))
-    path = ready_engine(bundle, "int8", elsewhere, None, print, folder=tmp_path).path
+    path = ready_engine(bundle, "int8", elsewhere, None, print, cache=tmp_path).path
     with pytest.raises(LabError, match=r"does not run here: compute capability 12\.0 -> "):
         TensorRTRunner(path, target)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +151,16 @@ def test_only_rtx_builds_for_other_gpus() -> None:
         real.check_capabilities(["8.6", "8.7", "sm89"])
     with pytest.raises(LabError, match=r"8\.6, 8\.6: name each once"):
         real.check_capabilities(["8.6", "8.6"])
+
+
+def test_rtx_compiles_its_kernels_before_the_first_query() -> None:
+    """Else it does so beside the first ones, and a CUDA graph would keep the general kernels."""
+    module, settings = rtx(), SimpleNamespace()
+    module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    engine = SimpleNamespace(create_runtime_config=lambda: settings, create_execution_context=lambda s: s)
+    context: Any = TensorRT(module).context(engine)
+    assert context is settings
+    assert settings.dynamic_shapes_kernel_specialization_strategy == "eager"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
