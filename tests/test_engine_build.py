@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.engine_build import BuildOptions, Plan, build_plan
 from deploy.errors import LabError
-from deploy.trt_api import TensorRT, find_tensorrt
+from deploy.trt_api import TensorRT
 from optimize.precision import to_bf16, to_fp16, weight_only
 from tests import residual_graph
-from tests.engines import mocked
+from tests.engines import mocked, real_rtx
 from tests.test_deploy_bundle import tiny_onnx
 
-RTX = find_tensorrt(["tensorrt_rtx_bindings"])
+RTX = real_rtx()
 
 
 def build(

@@ -10,11 +10,11 @@ import pytest
 
 from deploy.engine_layers import quantised_nodes, read_layers, weigh
 from deploy.errors import LabError
-from deploy.trt_api import find_tensorrt
 from optimize.calibrate import calibrate
 from optimize.precision import weight_only
 from optimize.qdq import emit
 from tests import residual_graph
+from tests.engines import real_rtx
 from tests.fake_inspector import Row, layers_json
 
 INT8, FP16, FP32 = "Row major Int8 format", "Channel major FP16 format", "Row major linear FP32"
@@ -86,7 +86,7 @@ def test_what_a_network_asks_to_be_int8_is_found_by_a_real_parser(tmp_path: Path
         "all": emit(model, scales, "s8"),
         "mixed": emit(model, scales, "s8", keep_float={residual_graph.FRAGILE}),
     }.items():
-        api = find_tensorrt(["tensorrt_rtx_bindings"])
+        api = real_rtx()
         builder = api.builder()
         empty = api.network(builder)
         assert api.parser(empty).parse(network.SerializeToString())

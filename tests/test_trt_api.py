@@ -13,6 +13,7 @@ import pytest
 from deploy.build_phases import Phases
 from deploy.errors import LabError
 from deploy.trt_api import TensorRT, find_tensorrt
+from tests.engines import real_rtx
 from tests.fake_tensorrt import fake
 from tests.processes import ROOT
 from tests.tensorrt_record import REMOVED, recorded
@@ -143,7 +144,7 @@ def test_timings_of_another_version_are_left_aside(version: str) -> None:
 def test_only_rtx_builds_for_other_gpus() -> None:
     with pytest.raises(LabError, match=r"8\.6: TensorRT 10\.3\.0 builds for this machine's own GPU only"):
         TensorRT(fake("10.3.0")).check_capabilities(["8.6"])
-    real = find_tensorrt(["tensorrt_rtx_bindings"])
+    real = real_rtx()
     real.check_capabilities(["8.6", "12.0"])
     with pytest.raises(
         LabError, match=r"compute capability 8\.7, sm89: TensorRT-RTX .* builds for 7\.5, 8\.0"
