@@ -99,6 +99,22 @@ def test_whoever_only_runs_takes_any_options(bundle: Bundle) -> None:
     made = ready(bundle, target, BuildOptions((1, 4, 64)))
     assert ready(bundle, target, None).record == made.record
     assert not ready(bundle, target, None).built
+    said: list[str] = []
+    again = ready(bundle, mocked("10.16.2")[2], None, said.append)
+    assert again.built
+    assert again.record.batch == (1, 4, 64), "an update of TensorRT does not change what was chosen"
+    assert said == ["int8: TensorRT 10.3.0 -> 10.16.2: building anew"]
+
+
+def test_a_record_with_other_flags_is_built_anew_by_the_defaults(bundle: Bundle) -> None:
+    target = mocked()[2]
+    path = record_path(ready(bundle, target).path)
+    raw = json.loads(path.read_text())
+    raw["key"]["flags"] = {"batch": [1]}
+    path.write_text(json.dumps(raw))
+    said: list[str] = []
+    assert ready(bundle, target, None, said.append).record.batch == (1, 1, 32)
+    assert said[0] == "int8: batch [1] -> [1, 1, 32]: building anew"
 
 
 def test_engines_of_two_devices_live_side_by_side(bundle: Bundle) -> None:
