@@ -13,7 +13,6 @@ from deploy.cuda import find_cuda
 from deploy.engine import BuiltEngine, check_engine, find_target, ready_engine
 from deploy.engine_build import DEFAULT_BATCH, BuildOptions
 from deploy.engine_cache import FOLDER_VARIABLE
-from deploy.engine_layers import Precision
 from deploy.errors import LabError
 from deploy.trt_api import find_tensorrt
 
@@ -53,7 +52,7 @@ def add_build(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--cache", type=Path, metavar="FOLDER",
-        help=f"of the engines (default: BUNDLE.engines beside the bundle, or what {FOLDER_VARIABLE} says)",
+        help=f"for the engines of many bundles (default: what {FOLDER_VARIABLE} says, or BUNDLE.engines)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="build even where an engine fits")
     parser.set_defaults(command=_build)
@@ -83,7 +82,7 @@ def _build(options: argparse.Namespace) -> int:
     try:
         for name in names:
             built = ready_engine(
-                bundle, name, target, chosen, print, folder=options.cache, force=options.force
+                bundle, name, target, chosen, print, cache=options.cache, force=options.force
             )
             _tell(name, built)
     except KeyboardInterrupt:
@@ -97,7 +96,7 @@ def _engine(options: argparse.Namespace) -> int:
     least, common, most = record.batch
     print(f"{record.variant}: {record.key.tensorrt} for {record.key.device}, built {record.created}")
     print(f"  batch {least} to {most}, most often {common}; ONNX SHA-256 {record.key.onnx_sha256[:12]}")
-    _tell_precision(record.precision)
+    print("\n".join(record.account()))
     return 0
 
 
@@ -115,17 +114,4 @@ def _tell(name: str, built: BuiltEngine) -> None:
     record = built.record
     how = f"built in {record.build_s:.1f} s" if built.built else "up to date"
     print(f"{name}: {how}, {record.engine_bytes / 2**20:.1f} MiB: {built.path}")
-    _tell_precision(record.precision)
-
-
-def _tell_precision(precision: Precision | None) -> None:
-    if precision is None:
-        print(
-            "  the layers' precision was not read back: only the GPU that an engine is for can open it "
-            "(before there is one: python -m optimize.placement BUNDLE)"
-        )
-        return
-    print(f"  {precision}")
-    if precision.not_int8:
-        named = ", ".join(f"{node} ({found})" for node, found in precision.not_int8.items())
-        print(f"  WARNING: not in INT8, though the file asks for it: {named}")
+    print("\n".join(record.account()))

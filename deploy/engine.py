@@ -89,22 +89,23 @@ def ready_engine(
     options: BuildOptions | None,
     say: Say,
     *,
-    folder: Path | None = None,
+    cache: Path | None = None,
     force: bool = False,
     lock: Path = DEFAULT_PATH,
 ) -> BuiltEngine:
     """The engine of a variant, built where none fits; why is said.
 
-    options: None takes an engine with whatever options it was built, and builds with the defaults.
-    folder: of the engines; the bundle's own when None. force: build in any case.
+    options: None is for whoever only runs: those that the engine was built with last, or the defaults.
+    cache: a folder for the engines of many bundles; see `engines_folder`. force: build in any case.
     Raises LabError; an engine that was there stays until a new one is whole.
     """
     entry = bundle.variant(variant)
     _check_precision(entry, target)
-    place = folder or engines_folder(bundle)
+    place = engines_folder(bundle, cache)
     path = place / f"{variant}.{target.slug}.engine"
-    key = _key(bundle.files[entry.file], target, options or BuildOptions())
-    found, reasons = (None, ["asked for"]) if force else _lookup(path, key, options is None)
+    options = options or _last_options(path)
+    key = _key(bundle.files[entry.file], target, options)
+    found, reasons = (None, ["asked for"]) if force else _lookup(path, key)
     if found is not None:
         return BuiltEngine(path, found, built=False)
     for reason in reasons:
@@ -114,10 +115,10 @@ def ready_engine(
     make_folder(place, room)
     with build_lock(f"{variant} of {bundle.name}", say, lock):
         # Whoever was waited for may have built this very engine.
-        found = None if force else _lookup(path, key, options is None)[0]
+        found = None if force else _lookup(path, key)[0]
         if found is not None:
             return BuiltEngine(path, found, built=False)
-        return _build(bundle, variant, target, options or BuildOptions(), key, path, say)
+        return _build(bundle, variant, target, options, key, path, say)
 
 
 def check_engine(path: Path, target: Target) -> Record:
@@ -135,7 +136,7 @@ def check_engine(path: Path, target: Target) -> Record:
     return record
 
 
-def _lookup(path: Path, key: Key, any_options: bool) -> tuple[Record | None, list[str]]:
+def _lookup(path: Path, key: Key) -> tuple[Record | None, list[str]]:
     """(the record of a fresh engine or None, why there is none: empty where none was ever built)."""
     if not path.exists() and not record_path(path).exists():
         return None, []
@@ -143,8 +144,19 @@ def _lookup(path: Path, key: Key, any_options: bool) -> tuple[Record | None, lis
         record = read_record(path)
     except LabError as error:
         return None, [str(error)]
-    reasons = why_not(path, record, replace(key, flags=record.key.flags) if any_options else key)
+    reasons = why_not(path, record, key)
     return (None if reasons else record), reasons
+
+
+def _last_options(path: Path) -> BuildOptions:
+    """What an engine that stands there was built with, fresh or not; the defaults where none does."""
+    try:
+        flags = read_record(path).key.flags
+        least, common, most = flags["batch"]
+        batch = None if (least, common, most) == DEFAULT_BATCH else (least, common, most)
+        return BuildOptions(batch, flags["workspace_mib"], flags["tf32"])
+    except (LabError, KeyError, TypeError, ValueError):  # it is about to be built anew, for another reason
+        return BuildOptions()
 
 
 def _key(onnx_sha256: str, target: Target, options: BuildOptions) -> Key:

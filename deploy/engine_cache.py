@@ -69,12 +69,26 @@ class Record:
     precision: Precision | None
     created: str
 
+    def account(self) -> list[str]:
+        """What the layers compute in, as lines for a person."""
+        if self.precision is None:
+            return [
+                "  the layers' precision was not read back: only the GPU that an engine is for can open it "
+                "(before there is one: python -m optimize.placement BUNDLE)"
+            ]
+        lines = [f"  {self.precision}"]
+        if self.precision.not_int8:
+            named = ", ".join(f"{node} ({found})" for node, found in self.precision.not_int8.items())
+            lines.append(f"  WARNING: not in INT8, though the file asks for it: {named}")
+        return lines
 
-def engines_folder(bundle: Bundle) -> Path:
-    """Where the engines of a bundle are, unless EDGELAB_ENGINES names another folder."""
-    named = os.environ.get(FOLDER_VARIABLE)
+
+def engines_folder(bundle: Bundle, cache: Path | None) -> Path:
+    """Where the engines of a bundle are: in a folder of its own in `cache`, else in the folder that
+    EDGELAB_ENGINES names, else beside the bundle."""
+    named = cache or os.environ.get(FOLDER_VARIABLE)
     root = bundle.root.resolve()
-    return Path(named) if named else root.with_name(f"{root.name}.engines")
+    return Path(named) / slug(bundle.name) if named else root.with_name(f"{root.name}.engines")
 
 
 def slug(text: str) -> str:

@@ -56,10 +56,14 @@ class TensorRTRunner:
 
     def infer(self, feed: Feed) -> Arrays:
         check_feed(feed, self.inputs)
-        batch = feed[self.inputs[0].name].shape[0]
-        if batch not in self._queries:
-            self._prepare(batch)
-        return self._queries[batch].run(feed)
+        return self._query(feed[self.inputs[0].name].shape[0]).run(feed)
+
+    def staging(self, batch: int) -> Arrays:
+        """{name: array} that lie where the GPU reads: fill them and give them to `infer`, which saves a copy.
+
+        Every batch size lies in the same memory, and nothing may touch the arrays once the runner is closed.
+        """
+        return self._query(batch).staging
 
     def __enter__(self) -> TensorRTRunner:
         return self
@@ -76,6 +80,11 @@ class TensorRTRunner:
             count = math.prod(batch if side is None else side for side in spec.shape)
             size = count * np.dtype(spec.dtype).itemsize
             self._buffers[spec.name] = Buffer(self._cuda, size, zero_copy=zero_copy)
+
+    def _query(self, batch: int) -> Query:
+        if batch not in self._queries:
+            self._prepare(batch)
+        return self._queries[batch]
 
     def _prepare(self, batch: int) -> None:
         least, common, most = self._record.batch
@@ -107,7 +116,10 @@ class TensorRTRunner:
 def open_tensorrt(bundle: Bundle, variant: str) -> TensorRTRunner:
     """The runner of a variant on this machine's GPU; its engine is built if there is none that fits."""
     target = find_target(find_tensorrt(), find_cuda())
-    return TensorRTRunner(ready_engine(bundle, variant, target, None, _note).path, target, bundle)
+    ready = ready_engine(bundle, variant, target, None, _note)
+    if ready.built:
+        _note("\n".join([f"{variant}: built in {ready.record.build_s:.1f} s", *ready.record.account()]))
+    return TensorRTRunner(ready.path, target, bundle)
 
 
 def _note(text: str) -> None:

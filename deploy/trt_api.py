@@ -100,8 +100,7 @@ class TensorRT:
         """An empty network whose types are those of its tensors."""
         # 11 takes every network for one, and may drop the flag.
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network: Network = builder.create_network(0 if flag is None else 1 << int(flag))
-        return network
+        return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def parser(self, network: Network) -> Parser:
         parser: Parser = self.module.OnnxParser(network, self.log.logger)
@@ -109,7 +108,7 @@ class TensorRT:
 
     def config(self, builder: Builder) -> Config:
         """With the profiling verbosity that lets the types of an engine's layers be read back."""
-        config: Config = builder.create_builder_config()
+        config = builder.create_builder_config()
         config.profiling_verbosity = self.module.ProfilingVerbosity.DETAILED
         return config
 
@@ -178,7 +177,7 @@ class TensorRT:
     def open_engine(self, plan: Any, what: str) -> Engine:
         """Deserialise an engine. Raises LabError where it does not fit the library, the GPU or its memory."""
         self.log.take()
-        engine: Engine | None = self.runtime.deserialize_cuda_engine(plan)
+        engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise LabError(
                 f"{what}: {self} cannot open this engine ({_first(self.log.take())}); an engine runs with "

@@ -54,13 +54,19 @@ class Query:
     def run(self, feed: Feed) -> Arrays:
         """{name: array} to {name: array}, checked by the caller. Raises CudaError for what a kernel does."""
         for name, (_, view) in self._inputs.items():
-            np.copyto(view, feed[name])
+            if feed[name] is not view:
+                np.copyto(view, feed[name])
         if self._graph is None:
             self._enqueue()
         else:
             self._cuda.launch(self._graph, self._stream)
         self._cuda.synchronize(self._stream)
         return {name: view.copy() for name, (_, view) in self._outputs.items()}
+
+    @property
+    def staging(self) -> Arrays:
+        """The inputs' own memory, by name."""
+        return {name: view for name, (_, view) in self._inputs.items()}
 
     def close(self) -> None:
         if self._graph is not None:

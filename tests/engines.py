@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from deploy.bundle import Bundle
 from deploy.cuda import Cuda
 from deploy.engine import Target, find_target
@@ -13,9 +15,16 @@ from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import fake
 
 
-def rtx(*capabilities: str) -> Target:
+def real_rtx() -> TensorRT:
     """The real TensorRT-RTX, which builds here for GPUs elsewhere."""
-    return find_target(find_tensorrt(["tensorrt_rtx_bindings"]), Cuda(FakeCuda()), capabilities or ("8.6",))
+    name = "tensorrt_rtx_bindings"
+    pytest.importorskip(name, reason="TensorRT-RTX has wheels for x86-64 alone")
+    return find_tensorrt([name])
+
+
+def rtx(*capabilities: str) -> Target:
+    """GPUs elsewhere, for the real TensorRT-RTX."""
+    return find_target(real_rtx(), Cuda(FakeCuda()), capabilities or ("8.6",))
 
 
 def mocked(version: str = "10.3.0", **cuda: Any) -> tuple[Any, FakeCuda, Target]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def test_a_second_build_waits_and_says_for_whom(tmp_path: Path) -> None:
 
     with build_lock("fp16 of digits", say, path):
         assert process.wait(30) == 0
+        with path.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert said == [
         f"fp16 of digits: waits until process {process.pid}, which builds int8 of digits, has built: one "
         f"build at a time on this machine ({path})"

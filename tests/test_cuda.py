@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +93,35 @@ def test_ctypes_passes_pointers_whole_and_results_by_reference() -> None:
     assert calls.call("cudaMemGetInfo") == (0, (7, 7))
     assert calls.call("cudaStreamEndCapture", high) == (0, (7,))
     assert library.seen[-1] == ("cudaStreamEndCapture", [high, None])
+
+
+C_TYPES = {"void": "P", "size_t": "z", "int": "i", "unsigned int": "u", "unsigned long long": "U"}
+
+
+def letter(parameter: str) -> str:
+    """The letter of `cuda_calls` for a parameter of a C declaration: "size_t *free" is "*z"."""
+    text = re.sub(r"__dv\(0\)|\bconst\b", "", parameter).strip()
+    words, stars = text.replace("*", " ").split(), text.count("*")
+    kind = " ".join(words[:-1])
+    if kind.startswith("enum "):
+        return "i"
+    if kind.startswith("cuda"):  # a handle: itself a pointer
+        return "*P" if stars else "P"
+    if kind == "void":
+        return "*P" if stars == 2 else "P"
+    return "*" * stars + C_TYPES[kind]
+
+
+def test_the_signatures_are_those_of_cudas_own_header() -> None:
+    places = (Path(place) / "nvidia/cu13/include/cuda_runtime_api.h" for place in sys.path)
+    header = next(file for file in places if file.is_file()).read_text()
+    found = {}
+    for function in cuda_calls._SIGNATURES:
+        declared = re.search(rf"CUDARTAPI {function}\((.*)\);", header)
+        assert declared is not None, function
+        parameters = [] if declared[1] == "void" else re.split(r",\s*", declared[1])
+        found[function] = " ".join(letter(parameter) for parameter in parameters)
+    assert found == cuda_calls._SIGNATURES
 
 
 def test_cuda_python_is_taken_first_and_ctypes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

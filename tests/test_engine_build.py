@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.engine_build import BuildOptions, Plan, build_plan
 from deploy.errors import LabError
-from deploy.trt_api import TensorRT, find_tensorrt
+from deploy.trt_api import TensorRT
+from optimize.precision import to_bf16, to_fp16, weight_only
 from tests import residual_graph
-from tests.engines import mocked
+from tests.engines import mocked, real_rtx
 from tests.test_deploy_bundle import tiny_onnx
 
-RTX = find_tensorrt(["tensorrt_rtx_bindings"])
+RTX = real_rtx()
 
 
 def build(
@@ -59,6 +61,15 @@ def test_engines_for_several_gpus_are_built_without_one(tmp_path: Path) -> None:
         sizes[capabilities] = memoryview(plan.data).nbytes
     assert all(size > 10_000 for size in sizes.values())
     assert sizes["8.6", "8.9", "12.0"] > max(sizes["8.6",], sizes["8.9",])
+
+
+@pytest.mark.parametrize("write", [to_fp16, to_bf16, weight_only], ids=lambda write: write.__name__)
+def test_the_other_precisions_of_a_bundle_are_taken(
+    tmp_path: Path, write: Callable[[Path, Path], object]
+) -> None:
+    path = residual_graph.saved(residual_graph.residual(), tmp_path)
+    write(path, tmp_path / "other.onnx")
+    assert build(tmp_path / "other.onnx").quantised == ()
 
 
 def test_every_error_that_the_parser_tells_is_in_one_with_its_node(tmp_path: Path) -> None:

@@ -99,6 +99,22 @@ def test_whoever_only_runs_takes_any_options(bundle: Bundle) -> None:
     made = ready(bundle, target, BuildOptions((1, 4, 64)))
     assert ready(bundle, target, None).record == made.record
     assert not ready(bundle, target, None).built
+    said: list[str] = []
+    again = ready(bundle, mocked("10.16.2")[2], None, said.append)
+    assert again.built
+    assert again.record.batch == (1, 4, 64), "an update of TensorRT does not change what was chosen"
+    assert said == ["int8: TensorRT 10.3.0 -> 10.16.2: building anew"]
+
+
+def test_a_record_with_other_flags_is_built_anew_by_the_defaults(bundle: Bundle) -> None:
+    target = mocked()[2]
+    path = record_path(ready(bundle, target).path)
+    raw = json.loads(path.read_text())
+    raw["key"]["flags"] = {"batch": [1]}
+    path.write_text(json.dumps(raw))
+    said: list[str] = []
+    assert ready(bundle, target, None, said.append).record.batch == (1, 1, 32)
+    assert said[0] == "int8: batch [1] -> [1, 1, 32]: building anew"
 
 
 def test_engines_of_two_devices_live_side_by_side(bundle: Bundle) -> None:
@@ -113,9 +129,10 @@ def test_engines_of_two_devices_live_side_by_side(bundle: Bundle) -> None:
 
 def test_the_folder_can_be_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = mocked()[2]
-    assert ready(bundle, target, folder=tmp_path / "a" / "b").path.parent == tmp_path / "a" / "b"
+    assert ready(bundle, target, cache=tmp_path / "a" / "b").path.parent == tmp_path / "a" / "b" / "tiny"
     monkeypatch.setenv("EDGELAB_ENGINES", str(tmp_path / "c"))
-    assert ready(bundle, target).path.parent == tmp_path / "c"
+    assert ready(bundle, target).path.parent == tmp_path / "c" / "tiny"
+    assert ready(bundle, target, cache=tmp_path / "d").path.parent == tmp_path / "d" / "tiny"
     assert engines(bundle) == []
 
 
@@ -175,7 +192,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(
     target = mocked()[2]
     (tmp_path / "file").write_text("")
     with pytest.raises(LabError, match="no engine can be written there"):
-        ready(bundle, target, folder=tmp_path / "file" / "engines")
+        ready(bundle, target, cache=tmp_path / "file" / "engines")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(LabError, match=r"1 MiB are free, an engine may take 16 MiB.*--cache"):
@@ -235,8 +252,8 @@ def test_what_was_built_while_waiting_is_taken(bundle: Bundle) -> None:
     def say(text: str) -> None:
         said.append(text)
         made = bundle.root.parent / "made"
-        ready_engine(bundle, "int8", target, None, print, folder=made, lock=bundle.root.parent / "other.lock")
-        for file in made.glob("int8.*"):
+        ready_engine(bundle, "int8", target, None, print, cache=made, lock=bundle.root.parent / "other.lock")
+        for file in made.glob("tiny/int8.*"):
             shutil.copy(file, bundle.root.with_name("bundle.engines"))
         os.close(descriptor)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from deploy.engine_layers import quantised_nodes, read_layers, weigh
 from deploy.errors import LabError
-from deploy.trt_api import find_tensorrt
 from optimize.calibrate import calibrate
+from optimize.precision import weight_only
 from optimize.qdq import emit
 from tests import residual_graph
+from tests.engines import real_rtx
 from tests.fake_inspector import Row, layers_json
 
 INT8, FP16, FP32 = "Row major Int8 format", "Channel major FP16 format", "Row major linear FP32"
@@ -77,12 +79,14 @@ def test_what_a_network_asks_to_be_int8_is_found_by_a_real_parser(tmp_path: Path
     batches = iter([residual_graph.images(0, 4)])
     scales = calibrate(residual_graph.saved(model, tmp_path), batches, "max", 99.99)
     found = {}
+    weight_only(tmp_path / "fp32.onnx", tmp_path / "weights.onnx")
     for name, network in {
         "float": model,
+        "weights": onnx.load(tmp_path / "weights.onnx"),
         "all": emit(model, scales, "s8"),
         "mixed": emit(model, scales, "s8", keep_float={residual_graph.FRAGILE}),
     }.items():
-        api = find_tensorrt(["tensorrt_rtx_bindings"])
+        api = real_rtx()
         builder = api.builder()
         empty = api.network(builder)
         assert api.parser(empty).parse(network.SerializeToString())
@@ -90,6 +94,7 @@ def test_what_a_network_asks_to_be_int8_is_found_by_a_real_parser(tmp_path: Path
     layers = residual_graph.LAYERS
     assert found == {
         "float": (),
+        "weights": (),
         "all": layers,
         "mixed": tuple(name for name in layers if name != residual_graph.FRAGILE),
     }

@@ -157,7 +157,7 @@ def test_verify_passes_on_the_gpu(bundle: Bundle, opened: tuple[str, TensorRTRun
 
 def test_the_benchmarks_contenders_run(target: Target, opened: tuple[str, TensorRTRunner]) -> None:
     with contenders(opened[1]._path, target, 1) as calls:
-        assert list(calls) == ["ours", "enqueue", "graph"]
+        assert list(calls) == ["ours", "in place", "enqueue", "graph"]
         for call in calls.values():
             call()
 
@@ -177,7 +177,7 @@ def test_an_engine_of_another_gpu_is_refused(bundle: Bundle, target: Target, tmp
     if not target.api.rtx:
         pytest.skip(f"{target.api} builds for its own GPU only")
     elsewhere = find_target(target.api, target.cuda, ("12.0",))
-    path = ready_engine(bundle, "int8", elsewhere, None, print, folder=tmp_path).path
+    path = ready_engine(bundle, "int8", elsewhere, None, print, cache=tmp_path).path
     with pytest.raises(LabError, match=r"does not run here: compute capability 12\.0 -> "):
         TensorRTRunner(path, target)
 

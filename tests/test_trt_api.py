@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from deploy.build_phases import Phases
 from deploy.errors import LabError
 from deploy.trt_api import TensorRT, find_tensorrt
+from tests.engines import real_rtx
 from tests.fake_tensorrt import fake
 from tests.processes import ROOT
 from tests.tensorrt_record import REMOVED, recorded
@@ -143,7 +144,7 @@ def test_timings_of_another_version_are_left_aside(version: str) -> None:
 def test_only_rtx_builds_for_other_gpus() -> None:
     with pytest.raises(LabError, match=r"8\.6: TensorRT 10\.3\.0 builds for this machine's own GPU only"):
         TensorRT(fake("10.3.0")).check_capabilities(["8.6"])
-    real = find_tensorrt(["tensorrt_rtx_bindings"])
+    real = real_rtx()
     real.check_capabilities(["8.6", "12.0"])
     with pytest.raises(
         LabError, match=r"compute capability 8\.7, sm89: TensorRT-RTX .* builds for 7\.5, 8\.0"
@@ -151,6 +152,16 @@ def test_only_rtx_builds_for_other_gpus() -> None:
         real.check_capabilities(["8.6", "8.7", "sm89"])
     with pytest.raises(LabError, match=r"8\.6, 8\.6: name each once"):
         real.check_capabilities(["8.6", "8.6"])
+
+
+def test_rtx_compiles_its_kernels_before_the_first_query() -> None:
+    """Else it does so beside the first ones, and a CUDA graph would keep the general kernels."""
+    module, settings = rtx(), SimpleNamespace()
+    module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    engine = SimpleNamespace(create_runtime_config=lambda: settings, create_execution_context=lambda s: s)
+    context: Any = TensorRT(module).context(engine)
+    assert context is settings
+    assert settings.dynamic_shapes_kernel_specialization_strategy == "eager"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

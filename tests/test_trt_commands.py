@@ -79,7 +79,10 @@ def test_the_commands_build_verify_and_bench(
     assert main(["engine", engine_file]) == 2
     assert "TensorRT 10.3.0 -> 10.16.2" in capsys.readouterr().err
     assert main(["verify", root, "--backend", "tensorrt"]) == 0
-    assert "fp32: TensorRT 10.3.0 -> 10.16.2: building anew" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "fp32: TensorRT 10.3.0 -> 10.16.2: building anew"
+    assert said[1].startswith("fp32: built in ")
+    assert said[2] == "  layers: 1 int8, 0 reformats"
 
 
 @pytest.mark.parametrize(

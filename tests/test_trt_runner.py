@@ -87,6 +87,21 @@ def test_a_query_is_one_launch_of_a_graph_that_was_captured_after_a_plain_run(bu
         assert cuda.called == RUN
 
 
+def test_what_is_written_in_place_is_not_copied(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, target = mocked()
+    with TensorRTRunner(engine(bundle, target), target) as runner:
+        for count in (2, 3, 2):
+            batch = images(count, count)
+            staged = runner.staging(count)
+            staged["image"][...] = batch
+            with monkeypatch.context() as patch:
+                patch.setattr("deploy.trt_query.np.copyto", None)
+                got = runner.infer(staged)["logits"]
+            np.testing.assert_array_equal(got, reference(bundle, batch))
+            other = images(count, 9)
+            np.testing.assert_array_equal(runner.infer({"image": other})["logits"], reference(bundle, other))
+
+
 def test_on_shared_memory_nothing_is_copied(bundle: Bundle) -> None:
     _, cuda, target = mocked(integrated=True)
     with TensorRTRunner(engine(bundle, target), target) as runner:
