@@ -17,11 +17,9 @@ from optimize.placement import Checked, Task, check, main
 from optimize.qdq import emit
 from optimize.qdq_lint import lint
 from optimize.qdq_placement import GraphIndex
-from optimize.quantize import S8_NAME, quantize_onnx
 from optimize.rtx_build import COMPUTE_CAPABILITIES
 from tests import residual_graph
 from tests.test_optimize_qdq import residual_scales
-from tests.test_optimize_support import batches, calibrated, exported, load
 
 pytestmark = pytest.mark.skipif(
     not rtx_build.is_installed(), reason="TensorRT-RTX is for Linux on x86-64 only"
@@ -36,49 +34,6 @@ def checked(model: onnx.ModelProto, folder: Path, keep_float: Set[str] = frozens
 
 def small(keep_float: Set[str] = frozenset()) -> onnx.ModelProto:
     return emit(residual_graph.residual(), residual_scales(), "s8", keep_float)
-
-
-@pytest.mark.parametrize(
-    ("name", "convs", "skips", "in_kernel", "padded", "capabilities"),
-    [
-        ("resnet18", 20, 5, 3, 1, COMPUTE_CAPABILITIES),
-        ("resnet50", 53, 12, 4, 1, ("8.6",)),
-        pytest.param("resnet50", 53, 12, 4, 1, ("8.9", "12.0"), marks=pytest.mark.slow),
-        # A depthwise convolution reads four channels a group, three of them zeros. This is MobileNetV2 cut
-        # short, with each of its kinds of block; the export of all of it takes 10 s.
-        ("mobilenet", 16, 2, 0, 6, ("8.6",)),
-        pytest.param("mobilenet_v2", 52, 10, 0, 18, COMPUTE_CAPABILITIES, marks=pytest.mark.slow),
-    ],
-)
-def test_our_int8_files_are_built_in_int8(
-    name: str,
-    convs: int,
-    skips: int,
-    in_kernel: int,
-    padded: int,
-    capabilities: tuple[str, ...],
-    tmp_path: Path,
-) -> None:
-    quantize_onnx(exported(name), batches(), tmp_path, "max", 99.99)
-    found = check(Task(name, tmp_path / S8_NAME, True, frozenset()), capabilities)
-    assert found.lint == []
-    assert list(found.engines) == list(capabilities)
-    for engine in found.engines.values():
-        assert engine.findings == []
-        assert (engine.convs, engine.products) == ({"Int8": convs}, {"Int8": 1})
-        expected = {"Int8": skips, "in the kernel": in_kernel}
-        assert engine.adds == {kind: count for kind, count in expected.items() if count}
-        assert (len(engine.reformats), len(engine.padded)) == (1, padded)
-
-
-def test_int8_is_a_quarter_of_the_weights(tmp_path: Path) -> None:
-    """So what the table calls Int8 is stored as such."""
-    onnx.save(emit(load("resnet18"), calibrated("resnet18"), "s8"), tmp_path / "s8.onnx")
-    sizes = [
-        check(Task("", path, None, frozenset()), ["8.6"]).engines["8.6"].weight_bytes
-        for path in (tmp_path / "s8.onnx", exported("resnet18"))
-    ]
-    assert 0.25 < sizes[0] / sizes[1] < 0.26
 
 
 def test_a_float_file_is_judged_by_its_own_types(tmp_path: Path) -> None:
