@@ -121,8 +121,8 @@ def _version_number(version: str) -> int:
 
 
 def with_neighbours(scales: Mapping[str, float], index: GraphIndex) -> dict[str, float]:
-    """The scales, and those of tensors beside them through an op that keeps the range. Backwards only to a tensor that nobody else reads: what a ReLU cuts off,
-    another reader may need."""
+    """The scales, and those of tensors beside them through an op that keeps the range. Backwards only to a
+    tensor that nobody else reads: what a ReLU cuts off, another reader may need."""
     found = dict(scales)
     for forwards in (True, False):
         nodes: Iterable[onnx.NodeProto] = index.graph.node if forwards else reversed(index.graph.node)
