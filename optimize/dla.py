@@ -71,7 +71,7 @@ def to_dla(model: onnx.ModelProto, scales: Scales, keep_float: Set[str] = frozen
     """
     placement = Placement(model, keep_float)
     check_scales(placement, scales)
-    found = _spread(scales.tensors, placement.index)
+    found = with_neighbours(scales.tensors, placement.index)
     floats = {node.output[0] for node in model.graph.node if placement.is_float(node)}
     written = onnx.ModelProto()
     written.CopyFrom(model)
@@ -120,9 +120,9 @@ def _version_number(version: str) -> int:
     return major * (10_000 if major >= 10 else 1_000) + minor * 100 + patch
 
 
-def _spread(scales: Mapping[str, float], index: GraphIndex) -> dict[str, float]:
-    """Scales of the neighbours too. Backwards only to a tensor that nobody else reads: what a ReLU cuts off,
-    another reader may need."""
+def with_neighbours(scales: Mapping[str, float], index: GraphIndex) -> dict[str, float]:
+    """The scales, and those of tensors beside them through an op that keeps the range. Backwards only to a
+    tensor that nobody else reads: what a ReLU cuts off, another reader may need."""
     found = dict(scales)
     for forwards in (True, False):
         nodes: Iterable[onnx.NodeProto] = index.graph.node if forwards else reversed(index.graph.node)

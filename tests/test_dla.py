@@ -14,8 +14,8 @@ from onnxruntime import InferenceSession
 from deploy.errors import LabError
 from deploy.target_file import read_jetpacks
 from optimize.calibrate import Scales, calibrate
-from optimize.dla import TENSORRT, format_cache, read_cache, to_dla, write_dla
-from optimize.qdq_placement import quantised_tensors
+from optimize.dla import TENSORRT, format_cache, read_cache, to_dla, with_neighbours, write_dla
+from optimize.qdq_placement import GraphIndex, quantised_tensors
 from tests.residual_graph import FRAGILE, images, residual, saved
 from tests.tiny_onnx import chain
 
@@ -118,10 +118,12 @@ def test_layers_are_int8_but_those_kept_in_float(network: onnx.ModelProto, scale
 
 def test_a_scale_goes_backwards_only_where_nobody_else_reads() -> None:
     """In front of a ReLU there are values below zero, which a second reader may need."""
-    extra = (helper.make_node("Sigmoid", ["t0"], ["other"]),)
-    scales = Scales("max", 1, {"image": 0.25, "t1": 0.5})
-    assert to_dla(chain("dense", "relu", "dense"), scales).scales["t0"] == 0.5
-    assert "t0" not in to_dla(chain("dense", "relu", "dense", extra=extra), scales).scales
+    scales = {"t1": 0.5}
+    alone = GraphIndex(chain("dense", "relu", "dense").graph)
+    extra = (helper.make_node("Neg", ["t0"], ["other"]),)
+    read_twice = GraphIndex(chain("dense", "relu", "dense", extra=extra).graph)
+    assert with_neighbours(scales, alone) == {"t0": 0.5, "t1": 0.5}
+    assert with_neighbours(scales, read_twice) == scales
 
 
 def test_trtexec_can_split_the_list(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from deploy.bundle import Bundle, Variant, open_bundle, write_bundle
 from deploy.errors import LabError
 from deploy.target import DLA_BACKEND, load_target
 from optimize.targets import describe, need_dla_files, tell
-from tests.test_deploy_bundle import tiny_bundle
+from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 VARIANTS = [
     Variant("fp32", "", "fp32", "onnxruntime", 1, {}, {}),
@@ -99,7 +99,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return write_bundle(
         tmp_path / "more",
         name="more",
-        input=plain.input,
+        input=SPEC,
         variants=[*plain.variants, dla],
         models={v.name: plain.path(v.name) for v in plain.variants} | {"dla": plain.path("int8")},
         samples=[(p, s.label) for p, s in zip(plain.sample_paths(), plain.samples, strict=True)],
@@ -150,7 +150,7 @@ def test_a_file_that_is_not_there_writes_no_bundle(bundle: Bundle, tmp_path: Pat
     assert bundle.input is not None
     with pytest.raises(LabError, match=r"gone.cache is not there"):
         write_bundle(
-            tmp_path / "again", name="x", input=bundle.input, variants=bundle.variants,
+            tmp_path / "again", name="x", input=SPEC, variants=bundle.variants,
             models={v.name: bundle.path(v.name) for v in bundle.variants},
             samples=[(p, 0) for p in bundle.sample_paths()], expected=expected, versions={}, commands=[],
             extras={"models/dla.cache": tmp_path / "gone.cache"},
