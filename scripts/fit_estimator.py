@@ -29,10 +29,9 @@ T = TypeVar("T", Fitted, PowerFit)
 
 
 def fit(start: T, loss: Callable[[T], float], last_step: float = 0.004) -> T:
-    """The least loss that steps of one number at a time lead to, from 40 % to 0.4 %, begun anew from where they
-    end until that leads nowhere.
+    """The least loss that steps of one number at a time lead to, from 40 % to 0.4 %; then again from there.
 
-    Shares stay at most 1. The result has three digits.
+    It ends where a new beginning leads nowhere. Shares stay at most 1. The result has three digits.
     """
     best, least = start, loss(start)
     while True:
