@@ -75,7 +75,7 @@ class CpuCeilings:
 
 
 def cpu_layer_seconds(layer: Layer, ceilings: CpuCeilings) -> float:
-    """A layer's start + the longer of its products and its passes over memory.
+    """A layer's start + its weights' way from memory + the longer of products and pass over activations.
 
     Activations pass at the rate of their size, weights at that of the largest pass: no cache holds all of
     them till the next query. Raises LabError for a precision that was not measured.
@@ -83,9 +83,9 @@ def cpu_layer_seconds(layer: Layer, ceilings: CpuCeilings) -> float:
     moved = layer.read_bytes + layer.write_bytes
     near = min(ceilings.passes, key=lambda one: abs(math.log(one.bytes / max(1, moved))))
     far = max(ceilings.passes, key=lambda one: one.bytes)
-    memory = moved / (near.gb_per_s * 1e9) + layer.weight_bytes / (far.gb_per_s * 1e9)
     products = 2 * layer.macs / (_gops(layer, ceilings.products) * 1e9) if layer.macs else 0.0
-    return ceilings.layer_us * 1e-6 + max(products, memory)
+    start = ceilings.layer_us * 1e-6 + layer.weight_bytes / (far.gb_per_s * 1e9)
+    return start + max(products, moved / (near.gb_per_s * 1e9))
 
 
 def _gops(layer: Layer, measured: Sequence[ProductCeiling]) -> float:

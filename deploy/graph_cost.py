@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,9 @@ def read_layers(path: Path, batch: int) -> list[Layer]:
 
     Fused are: a convolution or matrix product with bias, activation, Q/DQ, and the residual add that ends in
     it, where nobody else reads what it made; a pool, a global pool and an add that no product precedes are
-    layers of their own. Reshapes cost nothing. An int8 product has int8 activations and int8 weights; weights
-    alone in int8 are unpacked before the product, as ONNX Runtime and TensorRT do it.
+    layers of their own, and so are integer adds and Clips of a file for ONNX Runtime. Reshapes cost nothing.
+    An int8 product has int8 activations and int8 weights; weights alone in int8 are unpacked before the
+    product, as ONNX Runtime and TensorRT do it.
 
     Raises LabError for a file that cannot be read, a shape that does not follow from the batch, a batch
     below 1, and a machine without the library `onnx`.
@@ -130,6 +131,8 @@ class _Fuser:
             made = [owner[name] for name in active if name in owner]
             if node.op_type in _VIEWS:
                 home = made[0] if made else None  # a view of the network's input belongs to nobody
+            elif self._apart(node):
+                home = None
             elif (node.op_type in _POINTWISE or node.op_type in _BINARY) and len(active) == 1 and made:
                 home = made[0]
             elif node.op_type in _BINARY and made:
@@ -143,6 +146,16 @@ class _Fuser:
                 home.nodes.append(node)
                 owner.update(dict.fromkeys(node.output, home))
         return [self._close(layer) for layer in opened]
+
+    def _apart(self, node: Any) -> bool:
+        """What ONNX Runtime has kernels of its own for: an integer Clip, and an addition of two uint8.
+
+        Only files for it hold uint8: TensorRT takes none.
+        """
+        kinds = [self.types.get(self._root(name)) for name in node.input if name not in self.constants]
+        if node.op_type == "Clip":
+            return kinds[0] in _INTEGERS
+        return node.op_type in _BINARY and kinds == [_UINT8, _UINT8]
 
     def _adds_into(self, active: Sequence[str], owner: dict[str, _Open], opened: Sequence[_Open]) -> Any:
         """The product whose kernel does the addition: the last to run, if nobody else reads what it made."""
@@ -284,7 +297,8 @@ class _Fuser:
 
 ITEM_BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 _FLOATS = {10: "fp16", 16: "bf16"}
-_INTEGERS = {2, 3}
+_UINT8 = 2
+_INTEGERS = {_UINT8, 3}
 """uint8 and int8, as onnx.TensorProto numbers types; 10 is float16, 16 bfloat16."""
 
 
@@ -292,7 +306,3 @@ def _kind(operator: str) -> str:
     if operator in _POOLS:
         return "pool"
     return "add" if operator == "Add" else operator.lower()
-
-
-def total_macs(layers: Iterable[Layer]) -> int:
-    return sum(layer.macs for layer in layers)

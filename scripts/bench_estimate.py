@@ -1,7 +1,7 @@
 """`python -m scripts.bench_estimate`: estimates for this CPU against measurements of the same run.
 
-Measures the ceilings (`scripts.roofline`), makes bundles of three networks with random weights, estimates each
-and measures each with `python -m deploy bench`'s own function. Prints the table of docs/estimator.md.
+Measures the ceilings (`scripts.roofline`), makes bundles of three networks with random weights, estimates
+and measures each as `python -m deploy bench` does. Prints the table of docs/estimator.md.
 """
 
 from __future__ import annotations

@@ -30,11 +30,14 @@ from deploy.progress import progress
 from deploy.table import aligned
 
 SIDES = (112, 56, 28, 14, 7)
-WIDTHS = (16, 64, 256, 1024)
+WIDTHS = (16, 64, 192, 512, 1280)
 KERNELS = (1, 3)
 DEPTHWISE = ((112, 32), (56, 128), (28, 256), (14, 512), (7, 1024))
+STEMS = ((112, 64, 7), (112, 32, 3))
+"""Side and channels of the output, side of the kernel, of convolutions that take a picture of 3 channels and
+halve it."""
 MOST_MACS, LEAST_MACS = 4e8, 5e5
-MOST_VALUES = 2**20
+MOST_VALUES = 5 * 2**18
 """Of a picture: beyond these a shape is in no network of small images, or all overhead."""
 ROW = 4
 """Convolutions in a row, to and fro between two widths: ONNX Runtime lays a picture out anew before the first
@@ -108,6 +111,8 @@ def product_shapes() -> Iterable[Shape]:
             yield side, inputs, outputs, kernel, False
     for side, channels in DEPTHWISE:
         yield side, channels, channels, 3, True
+    for side, channels, kernel in STEMS:
+        yield side, 3, channels, kernel, False
 
 
 def _ceilings(precision: str, shape: Shape, seconds: float) -> list[ProductCeiling]:
@@ -116,7 +121,10 @@ def _ceilings(precision: str, shape: Shape, seconds: float) -> list[ProductCeili
     if depthwise:
         gops = 2 * ROW * side**2 * outputs * kernel**2 / seconds / 1e9
         return [ProductCeiling(precision, side**2, 1, kernel**2, True, gops)]
-    gops = 2 * ROW * side**2 * inputs * outputs * kernel**2 / seconds / 1e9
+    count = 1 if inputs == 3 else ROW
+    gops = 2 * count * side**2 * inputs * outputs * kernel**2 / seconds / 1e9
+    if inputs == 3:
+        return [ProductCeiling(precision, side**2, outputs, inputs * kernel**2, False, gops)]
     return [
         ProductCeiling(precision, side**2, made, given * kernel**2, False, gops)
         for given, made in dict.fromkeys([(inputs, outputs), (outputs, inputs)])
@@ -130,12 +138,15 @@ def convolutions(
     rng = np.random.default_rng(0)
     constants: dict[str, Any] = {"s": np.float32(0.02), "z": np.uint8(0)} if precision == "int8" else {}
     nodes = []
-    names = ["x", *(f"t{i}" for i in range(1, ROW)), "y"]
-    for i in range(ROW):
+    stem = inputs == 3
+    count = 1 if stem else ROW
+    names = ["x", *(f"t{i}" for i in range(1, count)), "y"]
+    for i in range(count):
         given, made = (inputs, outputs) if i % 2 == 0 else (outputs, inputs)
         shape = (made, 1 if depthwise else given, kernel, kernel)
         weight = rng.integers(-127, 128, shape).astype(np.int8)
         attributes: dict[str, Any] = {"pads": [kernel // 2] * 4, "group": given if depthwise else 1}
+        attributes["strides"] = [2, 2] if stem else [1, 1]
         if precision == "fp32":
             constants |= {f"w{i}": weight.astype(np.float32) / 1e4, f"b{i}": np.ones(made, np.float32)}
             nodes += [
@@ -150,8 +161,10 @@ def convolutions(
             feed = [names[i], "s", "z", f"w{i}", f"ws{i}", f"wz{i}", "s", "z", f"b{i}"]
             nodes.append(helper.make_node("QLinearConv", feed, [names[i + 1]], **attributes))
     kind = TensorProto.FLOAT if precision == "fp32" else TensorProto.UINT8
-    picture = [1, inputs, side, side]  # the row ends as it began
-    return _model(nodes, kind, picture, picture, constants)
+    picture = [1, inputs, side, side]
+    if stem:
+        return _model(nodes, kind, [1, 3, 2 * side, 2 * side], [1, outputs, side, side], constants)
+    return _model(nodes, kind, picture, picture, constants)  # the row ends as it began
 
 
 def one_pass(size: int) -> onnx.ModelProto:
