@@ -99,22 +99,23 @@ def layer_losses(
     """Of every layer, quantised alone (see `optimize.sensitivity`), the one that costs most first.
 
     Begins at both ends of the network, where what breaks most often is; what is not tried by `deadline`
-    (of `time.monotonic`) comes last.
+    (of `time.monotonic`) comes last, in that turn.
     """
     nodes = weighted_nodes(model)
     names = {node.name for node in nodes}
     outputs = [output.name for output in model.graph.output]
     reference = answers(model, feeds, threads)
+    turn = _from_both_ends(nodes)
     found: dict[str, float] = {}
     with progress("sensitivity", len(nodes)) as advance:
-        for node in _from_both_ends(nodes):
+        for node in turn:
             if time.monotonic() > deadline:
                 break
             alone = emit(model, scales, "u8", names - {node.name})
             close = closeness(outputs, answers(alone, feeds, threads), reference)
             found[node.name] = min(one.snr_db for one in close)
             advance(1)
-    losses = [LayerLoss(node.name, node.op_type, found.get(node.name)) for node in nodes]
+    losses = [LayerLoss(node.name, node.op_type, found.get(node.name)) for node in turn]
     return sorted(losses, key=lambda loss: math.inf if loss.snr_db is None else loss.snr_db)
 
 
