@@ -96,6 +96,17 @@ def test_a_share_of_rows_may_be_the_gate(tmp_path: Path) -> None:
     assert min(one["snr_db"] for one in strict["outputs"]) >= 45.0
 
 
+def test_scores_count_beside_boxes() -> None:
+    """One output of 4 rows of pixels and 3 of shares, as a YOLO has; the noise is on the shares alone."""
+    rng = np.random.default_rng(0)
+    boxes, scores = 200 * rng.random((1, 4, 50)), 0.05 * rng.random((1, 3, 50))
+    noisy = scores * (1 + 0.1 * rng.choice([-1, 1], scores.shape))
+    expected, actual = (np.concatenate([boxes, part], 1) for part in (scores, noisy))
+    assert closeness(["out"], [[actual]], [[expected]])[0].snr_db == pytest.approx(20)
+    assert closeness(["out"], [[expected]], [[expected]])[0].snr_db == 300
+    assert closeness(["out"], [[actual[:, :3]]], [[expected]])[0].snr_db == -300
+
+
 def test_no_time_tries_no_layer_and_still_meets_the_gate(tmp_path: Path) -> None:
     record = quantised("detector", tmp_path, min_snr_db=30.0, seconds=0.0).record["int8"]
     assert {loss["snr_db"] for loss in record["layers"]} == {None}
