@@ -99,14 +99,27 @@ def fix_dims(foreign: Foreign, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> F
 
 
 def _converted(model: onnx.ModelProto, opset: int, path: Path) -> onnx.ModelProto:
+    hard = [place(node) for node in model.graph.node if node.op_type == "Hardmax"]
+    if hard and opset < 13:
+        raise LabError(
+            f"{path}: {some(hard)} means another axis in opset {opset} than in {OPSET}; export the network "
+            f"again for opset {OPSET}"
+        )
     try:
-        return version_converter.convert_version(model, OPSET)
+        result = version_converter.convert_version(model, OPSET)
     # RuntimeError of its C++ part, which names the operator, and errors of the checker it calls.
     except Exception as error:
         raise LabError(
             f"{path}: opset {opset} cannot be converted to {OPSET} ({_line(error)}); export the network "
             f"again for opset {OPSET}"
         ) from error
+    if opset < 11:
+        # Until then there was one way to place pixels, which is not today's; onnx 1.23 converts without it.
+        for node in result.graph.node:
+            if node.op_type == "Resize":
+                node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+                node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+    return result
 
 
 def _prepared(model: onnx.ModelProto, changes: list[str], what: str) -> Foreign:

@@ -40,6 +40,7 @@ def half_precision(
     )
     del half.graph.value_info[:]
     _sort(half.graph)
+    _join_float(half.graph, _float32(shape_inference.infer_shapes(half).graph))
     half = shape_inference.infer_shapes(half)
     outputs = [output.name for output in model.graph.output]
     close = closeness(outputs, answers(half, checks, threads), answers(model, checks, threads))
@@ -53,6 +54,34 @@ def half_precision(
         "outputs": [asdict(one) for one in close],
     }
     return half, record
+
+
+def _float32(graph: onnx.GraphProto) -> set[str]:
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def _join_float(graph: onnx.GraphProto, floats: set[str]) -> None:
+    """Nodes in float32 read each other directly: the converter goes through a float16 between them, where
+    the value that they were kept for would overflow."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    to = {name: node.attribute[0].i for name, node in casts.items()}
+    source = {
+        name: casts[node.input[0]].input[0]
+        for name, node in casts.items()
+        if to[name] == TensorProto.FLOAT
+        and to.get(node.input[0]) == TensorProto.FLOAT16
+        and casts[node.input[0]].input[0] in floats
+    }
+    outputs = {output.name for output in graph.output}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = source.get(name, name)
+    read = outputs | {name for node in graph.node for name in node.input}
+    unread = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]
+    # A Cast that only fed a Cast is unread once that one is gone, but costs nothing: runtimes drop it.
+    for node in unread:
+        graph.node.remove(node)
 
 
 def _sort(graph: onnx.GraphProto) -> None:
@@ -83,12 +112,11 @@ def _overflowing(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, int
         if tensor.data_type == TensorProto.FLOAT:
             count = int((np.abs(numpy_helper.to_array(tensor)) > FP16_LARGEST).sum())
             big |= {tensor.name: count} if count else {}
-    kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
-    made = [name for node in model.graph.node for name in node.output]
-    watched = [name for name in made if kinds.get(name) == TensorProto.FLOAT]
+    floats, outputs = _float32(model.graph), {output.name for output in model.graph.output}
+    watched = [name for node in model.graph.node for name in node.output if name in floats]
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in watched if n not in outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(

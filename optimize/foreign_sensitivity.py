@@ -31,8 +31,8 @@ class Closeness:
 
     output: str
     snr_db: float
-    """10 log10 of ||float||^2 / ||difference||^2, at most 300; -300 where shapes differ or a value is not
-    finite."""
+    """10 log10 of ||float||^2 / ||difference||^2 of the output's worst part, at most 300; -300 where shapes
+    differ or a value is not finite. Parts: see :func:`_parts`."""
     cosine: float
     top1: float
     """Share, 0 to 1, of the rows along the last axis whose largest value stands in the same place."""
@@ -82,7 +82,8 @@ def _close(name: str, actual: list[NDArray[Any]], expected: list[NDArray[Any]]) 
     if not comparable:
         return Closeness(name, -EQUAL_DB, 0.0, 0.0)
     got, wanted = (np.concatenate([array.ravel() for array in arrays]) for arrays in (actual, expected))
-    ratio = max(-EQUAL_DB, min(EQUAL_DB, snr_db(got, wanted)))
+    ratios = [snr_db(a, e) for a, e in _parts(actual, expected)]
+    ratio = max(-EQUAL_DB, min(EQUAL_DB, *ratios))
     lengths = float(np.linalg.norm(got.astype(np.float64)) * np.linalg.norm(wanted.astype(np.float64)))
     cosine = float(got.astype(np.float64) @ wanted.astype(np.float64)) / lengths if lengths else 1.0
     same = [
@@ -93,28 +94,50 @@ def _close(name: str, actual: list[NDArray[Any]], expected: list[NDArray[Any]]) 
     return Closeness(name, ratio, cosine, float(np.concatenate(same).mean()) if same else 1.0)
 
 
+def _parts(
+    actual: list[NDArray[Any]], expected: list[NDArray[Any]]
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Shares apart from other values, each part flat: a detector's boxes are pixels and its scores lie in
+    0..1, so that in one ratio over both the scores would not be seen.
+
+    By slices along the shortest side but the batch. Shares are not divided further: of a class that is in no
+    image the ratio tells nothing.
+    """
+    whole = [np.concatenate([array.ravel() for array in arrays]) for arrays in (actual, expected)]
+    shape = expected[0].shape
+    if len(shape) < 3 or any(array.shape != shape for array in expected):
+        return [(whole[0], whole[1])]
+    axis = 1 + int(np.argmin(shape[1:]))
+    got, wanted = (
+        np.moveaxis(np.stack(arrays), axis + 1, 0).reshape(shape[axis], -1) for arrays in (actual, expected)
+    )
+    shares = ((wanted >= 0) & (wanted <= 1)).all(1)
+    return [(got[mask], wanted[mask]) for mask in (shares, ~shares) if mask.any()]
+
+
 def layer_losses(
     model: onnx.ModelProto, scales: Scales, feeds: Sequence[Feed], threads: int, deadline: float
 ) -> list[LayerLoss]:
     """Of every layer, quantised alone (see `optimize.sensitivity`), the one that costs most first.
 
     Begins at both ends of the network, where what breaks most often is; what is not tried by `deadline`
-    (of `time.monotonic`) comes last.
+    (of `time.monotonic`) comes last, in that turn.
     """
     nodes = weighted_nodes(model)
     names = {node.name for node in nodes}
     outputs = [output.name for output in model.graph.output]
     reference = answers(model, feeds, threads)
+    turn = _from_both_ends(nodes)
     found: dict[str, float] = {}
     with progress("sensitivity", len(nodes)) as advance:
-        for node in _from_both_ends(nodes):
+        for node in turn:
             if time.monotonic() > deadline:
                 break
             alone = emit(model, scales, "u8", names - {node.name})
             close = closeness(outputs, answers(alone, feeds, threads), reference)
             found[node.name] = min(one.snr_db for one in close)
             advance(1)
-    losses = [LayerLoss(node.name, node.op_type, found.get(node.name)) for node in nodes]
+    losses = [LayerLoss(node.name, node.op_type, found.get(node.name)) for node in turn]
     return sorted(losses, key=lambda loss: math.inf if loss.snr_db is None else loss.snr_db)
 
 

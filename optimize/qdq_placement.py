@@ -18,8 +18,8 @@ Where a network is more than layers, ReLUs and residual adds:
 - The output of a Conv that an op in float reads, such as a Sigmoid, gets Q/DQ too (behind its ReLU): ONNX
   Runtime has no integer kernel for a Conv that writes floats. For a MatMul it has one.
 - A Mul of two activations, such as a SiLU, is an integer op with both inputs quantised, as an Add is, but
-  where a float layer makes one. ONNX Runtime on YOLOX at 416 px: 62 ms with it, 91 without, FP32 154; the outputs
-  are as near to FP32's.
+  where a float layer makes one. ONNX Runtime on YOLOX at 416 px: 62 ms with it, 91 without, FP32 154; the
+  outputs are as near to FP32's.
 - All that a quantised Concat joins has one scale, and so have both ends of an op that only moves values:
   TensorRT and ONNX Runtime then join and move bytes, and the second rounding changes nothing.
 - Any other op is in float and reads what a float op makes before its Q, which costs nothing.
@@ -247,7 +247,7 @@ class Placement:
         return maker is not None and self.is_float(maker)
 
     def _read_by_integers(self) -> set[str]:
-        """Inputs of integer layers, residual adds, products, pools over all pixels; and of what joins them."""
+        """Inputs of integer layers, residual adds, products, pools over all pixels; of what joins them."""
         graph, index = self.index.graph, self.index
         wanted: set[str] = set()
         for node in graph.node:
@@ -267,7 +267,11 @@ class Placement:
             elif index.is_product(node) and not self.is_float(node):
                 wanted.update(node.input)
         for node in reversed(graph.node):
-            if node.op_type == "Concat" and node.output[0] in wanted:
+            # A MaxPool or Reshape needs no Q in front: both runtimes move the one behind it there.
+            deals_out = node.op_type in ("Split", "Slice") or (node.op_type == "Resize" and moves(node))
+            if deals_out and not wanted.isdisjoint(node.output):
+                wanted.add(node.input[0])
+            elif node.op_type == "Concat" and node.output[0] in wanted:
                 wanted.update(name for name in node.input if name not in index.constants)
         return wanted
 
@@ -322,7 +326,7 @@ def quantised_tensors(model: onnx.ModelProto) -> list[QuantisedTensor]:
     - the input of every layer: a Conv, Gemm or MatMul with a constant weight;
     - both inputs of every residual Add, so that the addition itself is an integer one; of a product too;
     - the input of every GlobalAveragePool;
-    - the inputs of a Concat of which the output is quantised;
+    - the inputs of a Concat, Split, Slice and Resize to the nearest of which an output is quantised;
     - the output of a Conv that an op in float reads.
 
     A MaxPool needs none of its own in front: it commutes with a rounding that keeps order, so TensorRT and
