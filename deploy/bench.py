@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.accuracy import agreement, classify_all, top1
-from deploy.backends import check_backend, open_runner
+from deploy.backends import CPU_BACKENDS, check_backend, open_runner
 from deploy.bundle import Bundle
 from deploy.errors import LabError
 from deploy.machine import describe_machine
@@ -82,9 +82,13 @@ def bench(
 
 
 def made_for(bundle: Bundle, backend: str) -> list[str]:
-    """Names of the variants of that backend. Raises LabError where there is none."""
+    """Names of the variants of that backend; what was made for one CPU backend is for all of them.
+
+    Raises LabError where there is none.
+    """
     check_backend(backend)
-    names = [v.name for v in bundle.variants if v.backend == backend]
+    kind = CPU_BACKENDS if backend in CPU_BACKENDS else {backend}
+    names = [v.name for v in bundle.variants if v.backend in kind]
     if not names:
         others = sorted({v.backend for v in bundle.variants})
         raise LabError(
