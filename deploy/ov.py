@@ -67,9 +67,11 @@ def _properties(threads: int, emulate: bool) -> dict[str, Any]:
     properties = {
         "PERFORMANCE_HINT": "LATENCY",  # one query at a time has all threads
         "INFERENCE_NUM_THREADS": threads,
-        # Left alone, a CPU with AMX or AVX512-BF16 computes float32 files in bfloat16: another network, by
-        # 0.4 % of the logits' norm for ResNet-18. So each file runs in the types that are written in it.
+        # Each file runs in the types that are written in it. Left alone, a CPU with AMX or AVX512-BF16
+        # computes float32 files in bfloat16 (ResNet-18: logits off by 0.4 % of their norm), and 2024.4
+        # quantises the float input of a layer with 8-bit weights.
         "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     }
     if emulate:
         # No public property says it. 2024.4 and 2026.4 take this one, and Q/DQ is then computed in float.
