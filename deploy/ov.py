@@ -30,7 +30,7 @@ class OpenVinoRunner:
         # The input is read where it lies (a copy of 224 px takes 30 us): safe, because this call waits. The
         # outputs are copied: the next query writes over the request's own.
         found = self._request.infer(feed, share_inputs=True)
-        return {name: found[i] for i, name in enumerate(self._names)}
+        return dict(zip(self._names, found.to_tuple(), strict=True))
 
     def __enter__(self) -> OpenVinoRunner:
         return self
