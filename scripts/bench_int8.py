@@ -1,12 +1,13 @@
-"""`python -m scripts.bench_int8 checkpoint=RUN/checkpoint.pt`: our INT8 on this CPU against other quantisers'.
+"""`python -m scripts.bench_int8 checkpoint=RUN/checkpoint.pt`: our INT8 on this CPU against others'.
 
 Every contender gets the same float file and the same calibration images, and each of its files runs in ONNX
-Runtime and in OpenVINO. All take turns at batch 1 and 16. Top-1, the share of images on which the class is that
-of FP32, and the signal-to-noise ratio of the logits are of the very files and backends that are timed.
+Runtime and in OpenVINO. All take turns at batch 1 and 16. Top-1, the share of images on which the class is
+that of FP32, and the signal-to-noise ratio of the logits are of the very files and backends that are timed.
 
 `--onnx FILE --images FILE.npz` takes any float file; the archive holds `calibration` and `images`, float32
-N x 3 x size x size, and, for top-1, `labels`, int64 N. With neither of them it is ResNet-50 at 224 px with random
-weights and images: right for times, and accuracy means nothing. KEY=VALUE as quantize_and_benchmark takes them.
+N x 3 x size x size, and, for top-1, `labels`, int64 N. With neither it is ResNet-50 at 224 px with random
+weights and images: right for times, but its accuracy means nothing. KEY=VALUE as quantize_and_benchmark
+takes them.
 """
 
 from __future__ import annotations
@@ -151,15 +152,17 @@ OPENERS: dict[str, Callable[[Path, int], Run]] = {
 
 def judge(entries: Sequence[Entry], subject: Subject) -> None:
     """Each against the first, FP32 in ONNX Runtime."""
-    reference = entries[0].run
     step = max(BATCHES)
     batches = [subject.images[i : i + step] for i in range(0, len(subject.images), step)]
-    for entry in entries:
-        entry.fidelity = compare_logits(reference, entry.run, batches)
-        if subject.labels is not None:
-            entry.top1 = top1(
-                np.concatenate([entry.run(batch) for batch in batches]), subject.labels.tolist()
-            )
+    logits = [np.concatenate([entry.run(batch) for batch in batches]) for entry in entries]
+    for entry, found in zip(entries, logits, strict=True):
+        entry.fidelity = compare(logits[0], found)
+        entry.top1 = None if subject.labels is None else top1(found, subject.labels.tolist())
+
+
+def compare(reference: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> Fidelity:
+    """Of logits, N x classes."""
+    return compare_logits(lambda _: reference, lambda _: found, [reference])
 
 
 def take_turns(
@@ -209,10 +212,9 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
             them = fastest([e for e in where if not e.is_ours], batch)
             if us is None or them is None or us.fidelity is None or them.fidelity is None:
                 continue
-            what = f"batch {batch}, {' or '.join(backends)}: {us.contender} in {us.backend} over {them.contender}"
-            lines.append(
-                ratio_line(f"{what} in {them.backend}", us.p50_ms[batch], them.p50_ms[batch], "at most 1.05")
-            )
+            ours, theirs = (f"{one.contender} in {one.backend}" for one in (us, them))
+            what = f"batch {batch}, {' or '.join(backends)}: {ours} over {theirs}"
+            lines.append(ratio_line(what, us.p50_ms[batch], them.p50_ms[batch], "at most 1.05"))
             gain = us.fidelity.snr_db - them.fidelity.snr_db
             points = "" if us.top1 is None or them.top1 is None else f", top-1 {us.top1 - them.top1:+.2%}"
             lines.append(f"    its accuracy less the other's: SNR {gain:+.1f} dB{points}; goal: not below 0")
@@ -257,7 +259,7 @@ def from_files(path: Path, archive: Path | None) -> Subject:
     try:
         with np.load(archive, allow_pickle=False) as arrays:
             calibration, images = arrays["calibration"], arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays else None
+            labels = arrays.get("labels")
     except (OSError, KeyError, ValueError) as error:
         raise LabError(f"{archive}: {error}; it must hold `calibration` and `images`, float32") from error
     if (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,7 +33,7 @@ class Int8File:
 
 
 Make = Callable[[Path, Images, Path, CalibrationConfig], list[Int8File]]
-"""(float file, calibration images, folder, our settings) -> its files; ImportError where it is not installed."""
+"""(float file, calibration images, folder, our settings) -> its files. ImportError: it is not installed."""
 
 
 def ours(fp32: Path, images: Images, folder: Path, config: CalibrationConfig) -> list[Int8File]:
@@ -73,6 +75,8 @@ def onnxruntime_static(fp32: Path, images: Images, folder: Path, config: Calibra
 
 def modelopt(fp32: Path, images: Images, folder: Path, config: CalibrationConfig) -> list[Int8File]:
     """NVIDIA Model Optimizer, S8 for TensorRT, what it leaves in float in FP32."""
+    if importlib.util.find_spec("tensorrt") and not hasattr(import_module("tensorrt"), "Logger"):
+        sys.modules["tensorrt"] = None  # type: ignore[assignment]  # tensorrt-stubs: types alone, which it would use
     quantize = import_module("modelopt.onnx.quantization").quantize
     out = folder / "modelopt.onnx"
     quantize(
@@ -132,7 +136,7 @@ def make_files(
 
 
 def _nncf(nncf: Any, model: Any, name: str, images: Images) -> Any:
-    """The preset that its documentation names for networks with activations other than ReLU is slower."""
+    """With its defaults for a network of ReLUs: symmetric ranges, fast bias correction."""
     dataset = nncf.Dataset([{name: image} for image in images])
     return nncf.quantize(model, dataset, subset_size=len(images), preset=nncf.QuantizationPreset.PERFORMANCE)
 
