@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -23,7 +24,7 @@ from deploy.table import rows
 from optimize.calibrate import calibrate
 from optimize.qdq import NumberFormat, emit
 from tests import residual_graph
-from tests.test_deploy_bundle import SIZE, edit, tiny_bundle, tiny_onnx
+from tests.test_deploy_bundle import SIZE, tiny_bundle, tiny_onnx
 
 FORMS = {"fp32": "fp32", "s8": "int8", "u8": "int8"}
 
@@ -151,12 +152,18 @@ def test_bench_measures_it_and_its_memory(shared: Bundle, tmp_path: Path) -> Non
     assert (row.name, row.throughput) == ("int8", found[1])
 
 
-def test_what_was_made_for_one_cpu_backend_is_for_all(tmp_path: Path) -> None:
-    bundle = tiny_bundle(tmp_path)
-    assert made_for(bundle, "openvino") == made_for(bundle, "onnxruntime") == ["fp32", "int8"]
-    variants = [{**variant, "backend": "tensorrt"} for variant in bundle.to_dict()["variants"]]
-    edit(bundle, variants=variants)
-    assert main(["bench", str(bundle.root), "--backend", "openvino"]) == 2
+def test_what_was_made_for_one_cpu_backend_is_for_all(shared: Bundle) -> None:
+    fp32, int8 = shared.variants
+    device = replace(int8, name="device", backend="tensorrt")
+    half = replace(device, name="half", precision="fp16")
+    bundle = replace(shared, variants=(fp32, int8, device, half))
+    assert made_for(bundle, "onnxruntime") == ["fp32", "int8"]
+    assert made_for(bundle, "openvino") == ["fp32", "int8", "device"]
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(
+            LabError, match=f"no variant of tiny was made for {backend}, only for .'tensorrt'"
+        ):
+            made_for(replace(shared, variants=(half,)), backend)
 
 
 def test_verify_compares_it_with_what_the_bundle_says(
