@@ -146,7 +146,14 @@ def calibrate_feeds(
     session = _session(model, computed)
     num_images = 0
     for feed in feeds:
-        values = {**feed, **dict(zip(computed, session.run(computed, feed) if computed else [], strict=True))}
+        try:
+            found = session.run(computed, feed) if computed else []
+        except Exception as error:  # ONNX Runtime's share no base
+            raise LabError(
+                f"calibration: the network fails on image {num_images} "
+                f"({' '.join(str(error).split())[:300]}); check its values and sizes"
+            ) from error
+        values = {**feed, **dict(zip(computed, found, strict=True))}
         for name, histogram in histograms.items():
             value = values[name]
             if not np.isfinite(value).all():

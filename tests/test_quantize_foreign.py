@@ -237,6 +237,17 @@ def test_values_that_the_network_cannot_take(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_one_bad_sample_of_many_is_named(tmp_path: Path) -> None:
+    feeds = texts(0, 4)
+    feeds[2]["ids"] += 1000
+    with pytest.raises(LabError, match="the network fails on image 2 "):
+        quantize_foreign(
+            read(encoder(), tmp_path), feeds, tmp_path / "out", method="max", percentile=100,
+            precisions=["int8"], min_snr_db=None, checks=texts(1, 2),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 def test_precisions_and_networks_without_layers(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="'int4' must be one of int8, fp16"):
         quantised("encoder", tmp_path, precisions=["int4"])
