@@ -109,28 +109,8 @@ class QuantizeConfig:
     """Samples that travel in the bundle with their expected outputs."""
 
     @model_validator(mode="after")
-    def _targets_have_the_precisions(self) -> QuantizeConfig:
-        problems = []
-        for name in self.targets:
-            try:
-                target = load_target(name)
-            except LabError as error:
-                problems.append(str(error))
-                continue
-            if target.estimate_only:
-                problems.append(f"target {name}: there for estimates alone, nothing can be built for it")
-            # 8 bits in the file are computed with in float.
-            wanted = ["fp32" if p == "int8-weights" else p for p in self.precisions]
-            problems += [
-                f"{target.lacks(p)}: take it out of precisions" for p in wanted if not target.supports(p)
-            ]
-        if problems:
-            raise ValueError("targets: " + "; ".join(problems))
-        return self
-
-    @model_validator(mode="after")
-    def _one_road(self) -> QuantizeConfig:
-        problems = []
+    def _fits_together(self) -> QuantizeConfig:
+        problems = self._not_for_targets()
         if self.checkpoint is None and self.onnx is None:
             problems.append("checkpoint is required: give checkpoint=RUN/checkpoint.pt, or onnx=MODEL.onnx")
         if self.checkpoint is not None and self.onnx is not None:
@@ -158,4 +138,25 @@ class QuantizeConfig:
         problems += [f"{key} is for checkpoints: leave it out with onnx" for key, on in wrong.items() if on]
         if others := sorted(set(self.precisions) - {"int8", "fp16"}):
             problems.append(f"precisions {others} are for checkpoints: of onnx there are int8 and fp16")
+        return problems
+
+    def _not_for_targets(self) -> list[str]:
+        problems = []
+        for name in self.targets:
+            try:
+                target = load_target(name)
+            except LabError as error:
+                problems.append(f"targets: {error}")
+                continue
+            if target.estimate_only:
+                problems.append(
+                    f"targets: target {name}: there for estimates alone, nothing can be built for it"
+                )
+            # 8 bits in the file are computed with in float.
+            wanted = ["fp32" if p == "int8-weights" else p for p in self.precisions]
+            problems += [
+                f"targets: {target.lacks(p)}: take it out of precisions"
+                for p in wanted
+                if not target.supports(p)
+            ]
         return problems

@@ -64,9 +64,18 @@ def _tensorrt(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runn
     return open_tensorrt(bundle, variant)
 
 
+def _openvino(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
+    from deploy.ov import OpenVinoRunner
+
+    return OpenVinoRunner(bundle, variant, threads, emulate)
+
+
 # A new backend is one file, one function here and one line below.
 _OPENERS: dict[str, Callable[[Bundle, str, int, bool], Runner]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
+    "openvino": _openvino,
 }
 BACKENDS = tuple(_OPENERS)
+# A file that was made for one of these is meant for all of them.
+CPU_BACKENDS = frozenset({"onnxruntime", "openvino"})

@@ -41,7 +41,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_mib": _memory_mib(),
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numpy", "onnxruntime")},
+        "versions": {name: version(name) for name in ("numpy", "onnxruntime", "openvino")},
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "mhz": _mhz(facts),
     }

@@ -17,9 +17,11 @@ _EXPECTED_GAIN = 2.5
 class Row:
     """The two measurements of one variant side by side.
 
+    name: the variant's, with the backend behind it where the measurements are of several.
     speedup: p50 of fp32 over this one's, both of the same machine, backend and threads; else None.
     """
 
+    name: str
     about: Measurement
     latency: LatencySummary
     latency_batch: int
@@ -28,18 +30,20 @@ class Row:
 
 
 def rows(measurements: Sequence[Measurement]) -> list[Row]:
-    """One row a variant in the order given; where a variant was measured again, its last measurement."""
-    timed = {m.variant: m for m in measurements if m.latency is not None}
-    throughput = {m.variant: m for m in measurements if m.latency is None}
+    """One row a variant and backend in the order given; its last measurement."""
+    timed = {(m.variant, m.backend): m for m in measurements if m.latency is not None}
+    throughput = {(m.variant, m.backend): m for m in measurements if m.latency is None}
+    several = len({backend for _, backend in timed}) > 1
     return [
         Row(
+            name=f"{m.variant} ({m.backend})" if several else m.variant,
             about=m,
             latency=m.latency,
             latency_batch=m.batch,
-            throughput=throughput.get(name),
+            throughput=throughput.get(key),
             speedup=_speedup(m, list(timed.values())),
         )
-        for name, m in timed.items()
+        for key, m in timed.items()
         if m.latency is not None
     ]
 
@@ -70,7 +74,7 @@ def format_table(measurements: Sequence[Measurement]) -> str:
     ]  # fmt: skip
     cells = [head] + [
         [
-            r.about.variant,
+            r.name,
             r.about.precision,
             _number(r.about.accuracy.top1, ".2%"),
             _number(r.about.accuracy.agreement_with_fp32, ".2%"),
@@ -112,9 +116,7 @@ def notes(found: Sequence[Row]) -> list[str]:
     lines = []
     for r in found:
         if r.about.precision.startswith("int") and r.speedup is not None and r.speedup < 1:
-            lines.append(
-                f"WARNING: {r.about.variant} is SLOWER than fp32 ({r.speedup:.2f}x): {_cause(r.about)}"
-            )
+            lines.append(f"WARNING: {r.name} is SLOWER than fp32 ({r.speedup:.2f}x): {_cause(r.about)}")
     gains = [r.speedup for r in found if r.about.precision.startswith("int") and r.speedup is not None]
     if gains and 1 <= max(gains) < _EXPECTED_GAIN and found[0].about.machine.get("int8_dot_product") is False:
         lines.append(
@@ -124,8 +126,8 @@ def notes(found: Sequence[Row]) -> list[str]:
     for r in found:
         if r.about.accuracy.snr_db and len(r.about.accuracy.snr_db) > 1 and r.about.precision != "fp32":
             each = ", ".join(f"{name} {db:.1f}" for name, db in r.about.accuracy.snr_db.items())
-            lines.append(f"SNR of {r.about.variant} by output, dB: {each}")
-    if noisy := {r.about.variant: r.latency.cv for r in found if r.latency.cv > _NOISY_CV}:
+            lines.append(f"SNR of {r.name} by output, dB: {each}")
+    if noisy := {r.name: r.latency.cv for r in found if r.latency.cv > _NOISY_CV}:
         least, most = f"{min(noisy.values()):.0%}", f"{max(noisy.values()):.0%}"
         lines.append(
             f"note: {', '.join(noisy)}: latency varies by {least if least == most else f'{least} to {most}'} "
@@ -136,10 +138,10 @@ def notes(found: Sequence[Row]) -> list[str]:
 
 
 def _cause(m: Measurement) -> str:
-    if m.made_for != m.backend:
+    if m.made_for == "tensorrt" and m.backend == "onnxruntime":
         return (
-            f"the file was made for {m.made_for}. Its S8 Q/DQ form keeps convolutions in floating point in "
-            f"{m.backend}; the variant made for {m.backend} (U8) is the one to compare here."
+            "the file was made for tensorrt. Its S8 Q/DQ form keeps convolutions in floating point in "
+            "onnxruntime; the variant made for onnxruntime (U8) is the one to compare here."
         )
     if m.machine.get("int8_dot_product") is False:
         return "this CPU has no INT8 dot product (VNNI, dotprod), so INT8 gains little in computing."

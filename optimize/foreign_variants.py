@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,17 @@ from onnx import TensorProto
 from configs.quantize import QuantizeConfig
 from deploy.backends import cpu_threads
 from deploy.bundle import Variant, file_sha256
+from deploy.target import DLA_BACKEND, load_target
 from deploy.tensors import Samples
+from optimize.calibrate import Scales
+from optimize.dla import write_dla
+from optimize.dla_report import DlaReport
 from optimize.foreign import Foreign
 from optimize.foreign_samples import Feeds
-from optimize.quantize_foreign import NUM_GATED, quantize_foreign
-from optimize.variants import Made
+from optimize.quantize import SCALES_NAME
+from optimize.quantize_foreign import NUM_GATED, ForeignFiles, quantize_foreign
+from optimize.targets import need_dla_files
+from optimize.variants import Made, for_dla
 
 _NUM_NAMED = 6
 Say = Callable[[str], None]
@@ -61,11 +67,22 @@ def make_foreign(
         cpu = variant("int8-cpu", "onnxruntime", calibration=settings)
         tensorrt = variant("int8", "tensorrt", calibration=settings)
         made += [Made(cpu, files.int8_cpu, cpu.name), Made(tensorrt, files.int8, cpu.name)]
+        if need_dla_files([load_target(name) for name in config.targets]):
+            report = _write_dla(files, work)
+            say(f"for DLA: {report}")
+            one = variant("dla", DLA_BACKEND, calibration=settings)
+            metrics = tensorrt.metrics | {"dla": asdict(report)}
+            made.append(for_dla(replace(one, precision="int8", metrics=metrics), cpu.name, work))
     if files.fp16 is not None:
         half = files.record["fp16"]
         say(f"fp16: {_closeness(half['outputs'])}{_kept(half['keep_float'])}")
         made.append(Made(variant("fp16", "tensorrt"), files.fp16, "fp16"))
     return made
+
+
+def _write_dla(files: ForeignFiles, work: Path) -> DlaReport:
+    scales = Scales.from_json((work / SCALES_NAME).read_text())
+    return write_dla(onnx.load(files.fp32), scales, frozenset(files.record["int8"]["keep_float"]), work)
 
 
 def num_parameters(model: onnx.ModelProto) -> int:

@@ -145,12 +145,13 @@ def make_variants(
         made += [Made(cpu, work / U8_NAME, cpu.name), Made(tensorrt, work / S8_NAME, cpu.name)]
         if dla:
             one = variant("dla", DLA_BACKEND, metrics | {"dla": for_dla}, calibration=settings)
-            made.append(_for_dla(replace(one, precision="int8"), cpu.name, work))
+            made.append(for_dla(replace(one, precision="int8"), cpu.name, work))
     return made
 
 
-def _for_dla(variant: Variant, same_as: str, work: Path) -> Made:
-    """DLA computes with the scales of the INT8 files, so it is expected to answer what they do."""
+def for_dla(variant: Variant, same_as: str, work: Path) -> Made:
+    """Of the files of `write_dla` in `work`. DLA computes with the scales of the INT8 files there, so it is
+    expected to answer what they do."""
     artefacts = {"calibration_cache": work / CACHE_NAME, "layer_precisions": work / LAYERS_NAME}
     return Made(variant, work / DLA_NAME, same_as, work / S8_NAME, artefacts)
 

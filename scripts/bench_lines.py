@@ -8,7 +8,7 @@ from importlib import metadata
 
 import torch
 
-from deploy.machine import describe_machine
+from deploy.machine import describe_machine, version
 
 
 def machine_line(device: torch.device) -> str:
@@ -16,6 +16,14 @@ def machine_line(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine["cpu"]
     versions = f"torch {torch.__version__}, DALI {metadata.version('nvidia-dali-cuda130')}"
     return f"{name}, {machine['cores']} cores, Python {machine['python']}, {versions}"
+
+
+def libraries_line(*distributions: str) -> str:
+    """CPU and versions; a library that is not installed is left out."""
+    machine = describe_machine()
+    found = {name: version(name) for name in distributions}
+    versions = ", ".join(f"{name} {known}" for name, known in found.items() if known)
+    return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {versions}"
 
 
 def ratio_line(what: str, ours: Sequence[float], theirs: Sequence[float], goal: str) -> str:

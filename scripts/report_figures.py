@@ -253,7 +253,7 @@ def colour_of(runs: Sequence[Series], run: int, part: int) -> str:
 
 
 def name_of(runs: Sequence[Series], run: Series, row: Row) -> str:
-    return f"{run.label}: {row.about.variant}" if len(runs) > 1 else row.about.variant
+    return f"{run.label}: {row.name}" if len(runs) > 1 else row.name
 
 
 def few_ticks() -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _cards(fp32: Row | None, best: Row) -> list[str]:
     larger = fp32.about.file_bytes if fp32 else 0
     smaller = f"FP32 {larger / 2**20:.1f} MiB, {larger / best.about.file_bytes:.1f} times as large"
     slower = best.speedup is not None and best.speedup < 1
-    name = escape(best.about.variant)
+    name = escape(best.name)
     near = worst_db(best.about)
     first = card(
         f"Top-1, {name}",
@@ -97,7 +97,7 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
     for label, i, r in found:
         many = r.throughput.throughput_images_per_s if r.throughput else None
         batch = f"<small>batch {r.throughput.batch}</small>" if r.throughput else ""
-        name = _dot(i, len(runs)) + " " + escape(r.about.variant)
+        name = _dot(i, len(runs)) + " " + escape(r.name)
         source = f"{label}, " if len(runs) > 1 else ""
         mark = runs[i].mark(r.about.variant)
         out = r.about.variant in runs[i].left_out

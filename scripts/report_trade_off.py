@@ -77,7 +77,7 @@ def _point(runs: Sequence[Series], i: int, j: int, row: Row, ahead: bool, named:
         "name": name_of(runs, run, row),
         "x": [row.latency.p50_ms],
         "y": [_percent(row)],
-        "text": [row.about.variant],
+        "text": [row.name],
         "cliponaxis": False,
         "marker": {
             "color": colour,
@@ -115,7 +115,7 @@ def _hover(run: Series, row: Row) -> str:
     m = row.about
     many = row.throughput
     lines = [
-        f"<b>{m.variant}</b> ({run.label}){', not in the bundle' if m.variant in run.left_out else ''}",
+        f"<b>{row.name}</b> ({run.label}){', not in the bundle' if m.variant in run.left_out else ''}",
         f"top-1 {_number(m.accuracy.top1, '.2%')} on {m.accuracy.num_images} images",
         f"agrees with fp32: {_number(m.accuracy.agreement_with_fp32, '.2%')}",
         f"p50 {row.latency.p50_ms:.3f} ms, p90 {row.latency.p90_ms:.3f}, p99 {row.latency.p99_ms:.3f}",

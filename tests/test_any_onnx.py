@@ -17,6 +17,7 @@ from deploy.bundle import Bundle, open_bundle
 from deploy.errors import LabError
 from deploy.results import read_measurements
 from deploy.tensor_spec import TensorSpec
+from optimize.dla import read_cache
 from optimize.foreign_read import read_job
 from optimize.foreign_samples import Feeds, read_samples
 from scripts.quantize_and_benchmark import main
@@ -88,10 +89,15 @@ def test_a_classifier_on_a_folder_of_images(
     bundle = road(
         tmp_path, classifier(tmp_path / "c.onnx"), f"calibration={photos}", "calibration.num_images=6",
         "preprocess.resize=18", "preprocess.mean=[0.5,0.5,0.5]", "gate.max_drop=100",
+        "targets=[orin_nx_16gb]",
     )  # fmt: skip
     told = capsys.readouterr().out
     assert "shorter side to 18 px, the middle 16 x 16, RGB, 0 to 1, less [0.5, 0.5, 0.5]" in told
     assert "class 0 is 'class_0', class 3 is 'class_3'" in told
+    assert "target orin_nx_16gb: int8" in told
+    cache = bundle.root / bundle.variant("dla").artefacts["calibration_cache"]
+    assert bundle.inputs[0].name in read_cache(cache.read_text())[1]
+    assert (bundle.root / "targets.json").is_file()
     assert bundle.class_output == "probabilities"
     assert bundle.input is not None
     assert (bundle.input.size, bundle.input.class_names[3]) == (SIZE, "class_3")

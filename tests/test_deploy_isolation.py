@@ -65,15 +65,20 @@ print(sorted(tops - set(sys.stdlib_module_names) - {"deploy", "numpy"}))
 
 
 @pytest.mark.parametrize(
-    ("module", "remedy"), [("onnxruntime", "pip install onnxruntime"), ("PIL", "pip install pillow")]
+    ("module", "arguments", "remedy"),
+    [
+        ("onnxruntime", [], "pip install onnxruntime"),
+        ("openvino", ["--backend", "openvino"], "pip install openvino"),
+        ("PIL", [], "pip install pillow"),
+    ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, module: str, remedy: str) -> None:
+def test_what_is_missing_is_named(tmp_path: Path, module: str, arguments: list[str], remedy: str) -> None:
     code = f"""
 sys.modules[{module!r}] = sys.modules["cv2"] = None
 import contextlib, io
 from deploy.__main__ import main
 with contextlib.redirect_stderr(io.StringIO()) as stream:
-    assert main(["verify", sys.argv[1]]) == 2
+    assert main(["verify", *sys.argv[1:]]) == 2
 print(stream.getvalue())
 """
-    assert remedy in run(code, tiny_bundle(tmp_path).root)
+    assert remedy in run(code, tiny_bundle(tmp_path).root, *arguments)

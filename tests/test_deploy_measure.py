@@ -142,6 +142,9 @@ def test_table_shows_both_figures_of_a_variant() -> None:
 )
 def test_a_slow_int8_is_said_loudly(changes: dict[str, object], cause: str) -> None:
     text = format_table([measurement(), measurement("int8", 3.0, **changes)])
+    elsewhere = {"backend": "openvino", **changes}  # its kernels take S8 as well as U8
+    fp32 = measurement(backend="openvino")
+    assert "made for tensorrt" not in format_table([fp32, measurement("int8", 3.0, **elsewhere)])
     assert "WARNING: int8 is SLOWER than fp32 (0.67x)" in text
     assert cause in text
     assert "WARNING" not in format_table([measurement(), measurement("int8", 1.0, **changes)])
@@ -157,6 +160,16 @@ def test_a_cpu_without_a_dot_product_is_named() -> None:
 def test_a_noisy_machine_is_named() -> None:
     noisy = measurement("int8", latency=summarise([1.0, 1.0, 9.0]))
     assert "note: int8: latency varies by" in format_table([measurement(), noisy])
+
+
+def test_two_backends_of_one_variant_are_two_rows() -> None:
+    both = [measurement(), measurement(p50_ms=1.0, backend="openvino")]
+    many = [replace(m, kind="throughput", latency=None, throughput_images_per_s=9.0) for m in both]
+    found = rows([*both, *many])
+    assert [row.name for row in found] == ["fp32 (onnxruntime)", "fp32 (openvino)"]
+    assert [row.throughput for row in found] == many
+    assert [row.speedup for row in found] == [1.0, 1.0]
+    assert "fp32 (openvino)" in format_table([*both, *many])
 
 
 def test_no_speedup_across_machines_or_threads() -> None:

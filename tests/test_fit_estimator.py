@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import pytest
@@ -27,8 +26,8 @@ from tests.processes import ROOT
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    yield resnet50()
+def network() -> Network:
+    return resnet50()
 
 
 @pytest.fixture(scope="module")
