@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from deploy.progress import progress
+from deploy.score import part_axis
 from optimize.calibrate import Scales
 from optimize.fidelity import snr_db
 from optimize.qdq import emit
@@ -97,17 +98,12 @@ def _close(name: str, actual: list[NDArray[Any]], expected: list[NDArray[Any]]) 
 def _parts(
     actual: list[NDArray[Any]], expected: list[NDArray[Any]]
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Shares apart from other values, each part flat: a detector's boxes are pixels and its scores lie in
-    0..1, so that in one ratio over both the scores would not be seen.
-
-    By slices along the shortest side but the batch. Shares are not divided further: of a class that is in no
-    image the ratio tells nothing.
-    """
+    """Shares apart from other values, each part flat: see :func:`deploy.score.part_axis`."""
     whole = [np.concatenate([array.ravel() for array in arrays]) for arrays in (actual, expected)]
     shape = expected[0].shape
-    if len(shape) < 3 or any(array.shape != shape for array in expected):
+    axis = part_axis(shape)
+    if axis is None or any(array.shape != shape for array in expected):
         return [(whole[0], whole[1])]
-    axis = 1 + int(np.argmin(shape[1:]))
     got, wanted = (
         np.moveaxis(np.stack(arrays), axis + 1, 0).reshape(shape[axis], -1) for arrays in (actual, expected)
     )

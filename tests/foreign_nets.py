@@ -67,9 +67,9 @@ def classifier(path: Path, *, batch: Side = "n", side: Side = SIZE) -> Path:
     return g.save(path, [pixels], ["probabilities"])
 
 
-def detector(path: Path, *, batch: Side = 1) -> Path:
+def detector(path: Path, *, batch: Side = 1, seed: int = 1) -> Path:
     """images N x 3 x 16 x 16 to boxes N x 4 x 8 x 8 and confidences N x 2 x 8 x 8."""
-    g = _Graph(1)
+    g = _Graph(seed)
     g.node("Relu", [g.conv("c1", "images", 3, 8)], "r1")
     g.node("MaxPool", ["r1"], "p1", kernel_shape=[2, 2], strides=[2, 2])
     g.node("Relu", [g.conv("c2", "p1", 8, 8)], "r2")

@@ -16,9 +16,10 @@ from deploy.__main__ import main as deploy
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import LabError
 from deploy.results import read_measurements
+from deploy.tensor_spec import TensorSpec
 from optimize.dla import read_cache
 from optimize.foreign_read import read_job
-from optimize.foreign_samples import Feeds
+from optimize.foreign_samples import Feeds, read_samples
 from scripts.quantize_and_benchmark import main
 from scripts.try_any_onnx import run_trial
 from tests.foreign_nets import SIZE, VOCABULARY, classifier, detector, encoder, pictures, sentences
@@ -108,6 +109,26 @@ def test_a_classifier_on_a_folder_of_images(
     # What a person gives on the device: the image files themselves.
     assert deploy(["verify", str(bundle.root), "--images", str(photos), "--threads", "1"]) == 0
     assert "on 12 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "num_classes", "labels"),
+    [
+        (("b", "a", "c"), 3, [0, 1, 2]),  # in the order of their names
+        (("10", "2", "0"), 11, [0, 10, 2]),  # the names are the indexes
+        (("b", "a"), 3, None),  # nobody knows which two of the three
+        (("0", "1"), None, None),  # there are no classes
+    ],
+)
+def test_labels_of_class_folders(
+    tmp_path: Path, names: tuple[str, ...], num_classes: int | None, labels: list[int] | None
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "x.png")
+    inputs = (TensorSpec("pixels", "float32", (None, 3, 8, 8)),)
+    found = read_samples(tmp_path, inputs, config_of("checkpoint=c").preprocess, num_classes)
+    assert (None if found.labels is None else found.labels.tolist()) == labels
 
 
 def test_a_detector_whose_outputs_are_too_far_stays_out(

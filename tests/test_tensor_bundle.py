@@ -19,7 +19,8 @@ from deploy.bundle import Bundle, Variant, file_sha256, open_bundle, write_tenso
 from deploy.errors import LabError
 from deploy.manifest import Answers, read_manifest
 from deploy.results import read_measurements
-from deploy.score import ratio_db
+from deploy.score import ratio_db, score
+from deploy.tensor_spec import TensorSpec
 from deploy.tensors import Tensors
 from deploy.verify import answer_samples, verify
 from optimize.foreign import read_onnx
@@ -220,6 +221,42 @@ def test_expected_must_have_every_output(tmp_path: Path) -> None:
             commands=[],
         )  # fmt: skip
     assert not (tmp_path / "other").exists()
+
+
+def test_a_score_is_of_all_batches(tmp_path: Path) -> None:
+    samples = Tensors({"images": pictures(5)})
+    ours = bundle_of(tmp_path / "a", detector(tmp_path / "a.onnx", batch="n"), samples)
+    other = bundle_of(tmp_path / "b", detector(tmp_path / "b.onnx", batch="n", seed=3), samples)
+    with open_runner(ours, "fp32", threads=1) as fp32, open_runner(other, "fp32", threads=1) as wrong:
+        runners = {"fp32": fp32, "wrong": wrong}
+        found = [score(runners, samples.batches(size), None, "fp32")["wrong"].snr_db for size in (1, 2, 5)]
+    a, b = (bundle.answers()["fp32"]["boxes"].astype(float) for bundle in (ours, other))
+    for one in found:
+        assert one is not None
+        assert one["boxes"] == pytest.approx(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=1e-3)
+
+
+class Answer:
+    """Answers what it was given, whatever it is asked."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+        self.inputs = (TensorSpec("x", "float32", (None,)),)
+
+    def infer(self, feed: Any) -> dict[str, Any]:
+        return {"boxes": self.array}
+
+
+def test_scores_are_seen_beside_pixels() -> None:
+    rng = np.random.default_rng(0)
+    right = np.concatenate([rng.uniform(0, 400, (1, 4, 50)), rng.uniform(0, 1, (1, 2, 50))], axis=1)
+    no_scores = right.copy()
+    no_scores[:, 4:] = 0
+    runners: Any = {"fp32": Answer(right), "int8": Answer(no_scores)}
+    found = score(runners, [Tensors({"x": np.zeros(1, np.float32)})], None, "fp32")
+    assert found["int8"].snr_db is not None
+    assert found["int8"].snr_db["boxes"] == pytest.approx(0.0)  # in one ratio it would be 55 dB
+    assert found["fp32"].snr_db == {"boxes": 300.0}
 
 
 def test_ratios_are_finite() -> None:
