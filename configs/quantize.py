@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from configs.fields import CLOSED, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from deploy.errors import LabError
+from deploy.target import load_target
 
 CalibrationMethod = Literal["max", "percentile", "entropy", "mse"]
 Percentile = Annotated[float, Field(gt=50, le=100)]
@@ -65,8 +67,30 @@ class QuantizeConfig:
     seed: Seed
     precisions: list[Precision]
     """Of each network besides fp32. int8-weights: 8 bits in the file, float arithmetic."""
+    targets: list[str]
+    """Devices that the bundle is for, by their names in `configs/target`: what they need travels with it."""
     calibration: CalibrationConfig
     gate: GateConfig
     bench: BenchConfig
     num_samples: Annotated[int, Field(ge=1, le=64)]
     """Images that travel in the bundle with their expected outputs."""
+
+    @model_validator(mode="after")
+    def _targets_have_the_precisions(self) -> QuantizeConfig:
+        problems = []
+        for name in self.targets:
+            try:
+                target = load_target(name)
+            except LabError as error:
+                problems.append(str(error))
+                continue
+            if target.estimate_only:
+                problems.append(f"target {name}: there for estimates alone, nothing can be built for it")
+            # 8 bits in the file are computed with in float.
+            wanted = ["fp32" if p == "int8-weights" else p for p in self.precisions]
+            problems += [
+                f"{target.lacks(p)}: take it out of precisions" for p in wanted if not target.supports(p)
+            ]
+        if problems:
+            raise ValueError("targets: " + "; ".join(problems))
+        return self

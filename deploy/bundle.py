@@ -1,7 +1,8 @@
 """The bundle: the folder that crosses from the training world to the device.
 
     bundle.json               what is inside (`deploy/manifest.py`)
-    models/<variant>.onnx
+    models/<variant>.onnx     and beside it what a backend needs with it, such as a calibration cache
+    targets.json              what it is for and which file goes where; only where targets were named
     samples/NNN.<ext>         a few image files
     samples/expected.npz      for each variant float32 num_samples x num_classes: the logits of those files
 
@@ -54,18 +55,21 @@ def write_bundle(
     expected: Mapping[str, NDArray[np.float32]],
     versions: Mapping[str, Any],
     commands: Sequence[str],
+    extras: Mapping[str, Path] | None = None,
 ) -> Bundle:
     """Write a bundle folder and open it.
 
     models: for each variant's name the ONNX file to copy; a variant's own `file` is set here.
     samples: image files to copy, with their class indexes.
     expected: for each variant's name float32 num_samples x num_classes.
+    extras: more files to copy, by their names in the bundle, which a variant's `artefacts` may be.
 
     It grows in a temporary folder beside `path` and is swapped in by rename once it is whole and on disk,
     so a bundle that was there stays untouched by any failure. Raises LabError, a full disk included.
     """
     target = Path(path).absolute()
-    _check(target, variants, models, samples, expected, input)
+    extras = extras or {}
+    _check(target, variants, models, samples, expected, input, extras)
     work = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +86,8 @@ def write_bundle(
         )
         for sample, (source, _) in zip(copied, samples, strict=True):
             shutil.copyfile(source, root / sample.file)
+        for file, source in extras.items():
+            shutil.copyfile(source, root / file)
         np.savez(root / EXPECTED, **{v.name: expected[v.name] for v in placed})  # type: ignore[arg-type]  # the stub takes the names for options
         names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
         bundle = Bundle(
@@ -119,6 +125,7 @@ def _check(
     samples: Sequence[tuple[Path, int]],
     expected: Mapping[str, NDArray[np.float32]],
     spec: InputSpec,
+    extras: Mapping[str, Path],
 ) -> None:
     names = [variant.name for variant in variants]
     if sorted(models) != sorted(names) or sorted(expected) != sorted(names):
@@ -128,7 +135,7 @@ def _check(
         )
     for variant_name, array in expected.items():
         check_logits(variant_name, array, (len(samples), spec.num_classes))
-    for source in [*models.values(), *(file for file, _ in samples)]:
+    for source in [*models.values(), *(file for file, _ in samples), *extras.values()]:
         if not Path(source).is_file():
             raise LabError(f"bundle {target}: {source} is not there; give the path of an existing file")
     if target.exists() and not (target / MANIFEST).is_file() and (target.is_file() or any(target.iterdir())):

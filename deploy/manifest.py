@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,8 +33,14 @@ class Variant:
     num_parameters: int
     source: dict[str, Any]
     metrics: dict[str, Any]
+    artefacts: dict[str, str] = field(default_factory=dict)
+    """What a backend needs beside the model: role to file. Bundles of before there were any have none."""
 
     def __post_init__(self) -> None:
+        if not all(isinstance(word, str) for pair in self.artefacts.items() for word in pair):
+            raise LabError(
+                f"variant {self.name!r}: artefacts must be names of files, got {self.artefacts!r:.80}"
+            )
         if not _SAFE_NAME.fullmatch(self.name):
             raise LabError(f"variant name {self.name!r}: use letters, digits, '.', '_' and '-' only")
 
@@ -161,6 +167,7 @@ def _parse(root: Path, raw: dict[str, Any]) -> Bundle:
                 f"{bundle.input.num_classes - 1}; write the bundle again"
             )
     used = {v.file for v in bundle.variants} | {s.file for s in bundle.samples} | {EXPECTED}
+    used |= {file for v in bundle.variants for file in v.artefacts.values()}
     if unlisted := sorted(used - set(bundle.files)):
         raise LabError(f"{where}: no SHA-256 in 'files' for {unlisted}; write the bundle again")
     return bundle
@@ -181,7 +188,13 @@ def _typed(where: str, raw: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
     return value
 
 
-_FIELD_TYPES: dict[str, type[Any]] = {"num_parameters": int, "label": int, "source": dict, "metrics": dict}
+_FIELD_TYPES: dict[str, type[Any]] = {
+    "num_parameters": int,
+    "label": int,
+    "source": dict,
+    "metrics": dict,
+    "artefacts": dict,
+}
 
 
 def _record(where: str, key: str, kind: type[_T], raw: Any) -> _T:
@@ -189,5 +202,7 @@ def _record(where: str, key: str, kind: type[_T], raw: Any) -> _T:
     if not isinstance(raw, dict):
         raise LabError(f"{where}: each of {key} must be an object, got {raw!r:.80}; write the bundle again")
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # Variant or Sample
+    if kind is Variant:
+        raw = {"artefacts": {}} | raw
     _check_keys(f"{where}: {key}", raw, names)
     return kind(**{n: _typed(f"{where}: {key}", raw, n, _FIELD_TYPES.get(n, str)) for n in names})

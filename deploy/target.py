@@ -14,6 +14,8 @@ JETPACKS = TARGET_DIR.with_name("jetpacks.yaml")
 Kind = Literal["jetson", "gpu", "cpu"]
 Precision = Literal["fp4", "fp8", "int8", "bf16", "fp16", "tf32", "fp32"]
 DlaRoute = Literal["calibration-cache", "strongly-typed", "none"]
+DLA_BACKEND = "tensorrt-dla"
+"""Of a variant that DLA takes by a calibration cache."""
 SourceKind = Literal["documented", "secondary", "derived", "unverified"]
 
 

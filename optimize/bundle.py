@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from data.index import Index
 from deploy.bundle import Bundle, Variant, write_bundle
 from deploy.input_spec import InputSpec
 from deploy.preprocess import load_image, preprocess
+from deploy.target import Target
 from optimize.fidelity import plain_session
+from optimize.targets import TARGETS_NAME, describe
 
 _VERSIONS_OF = ("edgelab", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -28,27 +33,42 @@ def build_bundle(
     variants: Sequence[Variant],
     models: Mapping[str, Path],
     answers: Mapping[str, Path],
+    artefacts: Mapping[str, Mapping[str, Path]],
+    targets: Sequence[Target],
     samples: Index,
     commands: Sequence[str],
 ) -> Bundle:
     """Write the bundle with the sample images and what each variant answers to them. Of `models` those that
     no variant names stay behind. `answers`: for a variant that ONNX Runtime cannot run, a file that it can.
+    `artefacts`: for a variant what travels beside its model, by role. `targets` are told in `targets.json`.
 
     The answers are computed as ONNX defines the operators, without any backend's optimisations, so that every
     device is held against the same numbers. Raises LabError; a bundle that was at `path` stays then.
     """
     inputs = np.stack([preprocess(load_image(image), spec) for image in samples.paths])
-    return write_bundle(
-        path,
-        name=name,
-        input=spec,
-        variants=variants,
-        models={variant.name: models[variant.name] for variant in variants},
-        samples=[(Path(p), int(label)) for p, label in zip(samples.paths, samples.labels, strict=True)],
-        expected={v.name: logits_of(answers.get(v.name, models[v.name]), inputs) for v in variants},
-        versions=_versions(),
-        commands=commands,
-    )
+    extras: dict[str, Path] = {}
+    placed = []
+    for variant in variants:
+        found = artefacts.get(variant.name, {})
+        names = {role: f"models/{variant.name}{''.join(file.suffixes)}" for role, file in found.items()}
+        extras |= {names[role]: file for role, file in found.items()}
+        placed.append(replace(variant, artefacts=names))
+    with tempfile.TemporaryDirectory() as work:
+        if targets:
+            extras[TARGETS_NAME] = Path(work, TARGETS_NAME)
+            extras[TARGETS_NAME].write_text(json.dumps(describe(targets, placed), indent=1) + "\n")
+        return write_bundle(
+            path,
+            name=name,
+            input=spec,
+            variants=placed,
+            models={variant.name: models[variant.name] for variant in variants},
+            samples=[(Path(p), int(label)) for p, label in zip(samples.paths, samples.labels, strict=True)],
+            expected={v.name: logits_of(answers.get(v.name, models[v.name]), inputs) for v in variants},
+            versions=_versions(),
+            commands=commands,
+            extras=extras,
+        )
 
 
 def logits_of(model: Path, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -19,6 +19,7 @@ from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.preprocess import load_image, preprocess
 from deploy.results import Measurement, append_measurements
+from deploy.target import Target
 from deploy.verify import verify
 from optimize.bundle import build_bundle, logits_of
 from optimize.gate import judge
@@ -40,6 +41,8 @@ class Packing:
     num_samples: int
     seed: int
     command: str
+    targets: Sequence[Target] = ()
+    """Devices that it is for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
         spec=how.spec,
         models={one.variant.name: one.model for one in made},
         answers={one.variant.name: one.answers for one in made if one.answers},
+        artefacts={one.variant.name: one.artefacts for one in made},
+        targets=how.targets,
         samples=choose_images(how.val, how.num_samples, how.seed),
         commands=[how.command],
     )
@@ -80,7 +85,8 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
             images=[(Path(path), int(label)) for path, label in labels],
         )
     top1 = {m.variant: m.accuracy.top1 for m in measurements if m.accuracy.top1 is not None}
-    top1 |= {one.variant.name: top1_of(one.answers, how) for one in made if one.answers}
+    own = [one for one in made if one.same_as == one.variant.name]
+    top1 |= {one.variant.name: top1_of(one.answers, how) for one in own if one.answers}
     shipped, marks = judge(made, top1, len(how.val), how.gate)
     bundle = build(out / "bundle", variants=shipped)
     results = out / "results.jsonl"

@@ -47,14 +47,19 @@ def emit(
     if number_format not in get_args(NumberFormat):
         raise LabError(f"emit: number format {number_format!r} must be one of {get_args(NumberFormat)}")
     placement = Placement(model, keep_float)
-    tensors = placement.tensors
-    missing = [t.name for t in tensors if t.name not in scales.tensors]
+    check_scales(placement, scales)
+    return _Emitter(model, scales, number_format == "u8", placement).run(placement.tensors)
+
+
+def check_scales(placement: Placement, scales: Scales) -> None:
+    """Raises LabError where a tensor of the placement has no scale."""
+    names = [tensor.name for tensor in placement.tensors]
+    missing = [name for name in names if name not in scales.tensors]
     if missing:
         raise LabError(
-            f"emit: the scales lack {len(missing)} of {len(tensors)} tensors, e.g. {missing[0]!r}; "
+            f"emit: the scales lack {len(missing)} of {len(names)} tensors, e.g. {missing[0]!r}; "
             "they belong to another network, calibrate this one"
         )
-    return _Emitter(model, scales, number_format == "u8", placement).run(tensors)
 
 
 def weight_scales(

@@ -1,7 +1,8 @@
 """`python -m scripts.quantize_and_benchmark checkpoint=RUN/checkpoint.pt`: from a checkpoint to a table.
 
 Export to ONNX, quantise to INT8, pack the bundle, verify it, measure every variant, leave out what loses more
-than the gate allows, write the report. `compressed=[...]` puts the results of `python -m optimize` beside it.
+than the gate allows, write the report. `compressed=[...]` puts the results of `python -m optimize` beside it,
+`targets=[...]` what the devices need that it is for.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
     # torch takes seconds to import: a mistake in the config is told before that.
     from data.reader import local_copies, reader_of
     from deploy.table import format_table
+    from deploy.target import load_target
     from optimize.int8 import Images
     from optimize.pack import Packing, pack
     from optimize.quantize import SCALES_NAME
+    from optimize.targets import tell
     from optimize.variants import distinct, label_of, make_variants
     from scripts.report import write_report
     from train.checkpoint import read_facts
@@ -55,12 +58,14 @@ def main(config: QuantizeConfig, overrides: Sequence[str]) -> None:
             num_samples=config.num_samples,
             seed=config.seed,
             command=shlex.join(["python", "-m", "scripts.quantize_and_benchmark", *overrides]),
+            targets=[load_target(name) for name in config.targets],
         )
         packed = pack(made, how, out, say)
         if "int8" in config.precisions:
             shutil.copyfile(work / "0" / SCALES_NAME, out / SCALES_NAME)
     report = write_report([out])
-    table = "\n".join([format_table(packed.measurements), *packed.marks])
+    told = tell(how.targets, packed.bundle.variants)
+    table = "\n".join([format_table(packed.measurements), *packed.marks, *told])
     print(f"\n{table}\n\nbundle: {packed.bundle.root}\nreport: {report}")
 
 

@@ -115,6 +115,7 @@ def test_a_files_mistakes_are_told_all_at_once(tmp_path: Path) -> None:
         kind="phone",
         title="gone",
         memory_gib="16",
+        dla={"num_cores": True, "ops_per_clock_per_core": {}, "max_loadables_per_core": 16},
         shared_memory=1,
         wats=5,
         ops_per_clock_per_sm={"int7": 1},
@@ -122,7 +123,8 @@ def test_a_files_mistakes_are_told_all_at_once(tmp_path: Path) -> None:
     )
     found = refusal(path)
     assert [line.partition(":")[0] for line in found] == [
-        "jetpacks", "kind", "memory_gib", "ops_per_clock_per_sm", "shared_memory", "title", "wats",
+        "dla.num_cores", "jetpacks", "kind", "memory_gib", "ops_per_clock_per_sm", "shared_memory", "title",
+        "wats",
     ]  # fmt: skip
     assert "kind: must be one of jetson, gpu, cpu, got 'phone'" in found
     assert "memory_gib: must be a number, got '16'" in found
