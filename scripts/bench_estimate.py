@@ -90,8 +90,8 @@ def compare(folder: Path, threads: int | None, seconds: float, rounds: int, writ
 
 def random_bundle(name: str, folder: Path) -> Bundle:
     """torchvision's network of that name, untrained: no time depends on the weights."""
-    files = write_files(getattr(torchvision.models, name)(weights=None), SIZE, NUM_CLASSES, folder / "work")
-    models = {variant: files[variant] for variant in VARIANTS}
+    network = getattr(torchvision.models, name)(weights=None)
+    models = write_files(network, SIZE, NUM_CLASSES, folder / "work", VARIANTS)
     picture = folder / "work" / "sample.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)).save(picture)
     return write_bundle(

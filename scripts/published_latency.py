@@ -22,7 +22,7 @@ from deploy.target import load_target
 from optimize.calibrate import Scales
 from optimize.export import export_onnx
 from optimize.precision import to_fp16
-from optimize.qdq import emit
+from optimize.qdq import NumberFormat, emit
 from optimize.qdq_placement import quantised_tensors
 
 FILE = Path(__file__).with_name("published_latency.yaml")
@@ -136,20 +136,28 @@ def at_batch(layers: Sequence[Layer], batch: int) -> list[Layer]:
 def resnet50() -> Network:
     """Of 224 px and 1,000 classes, exported and quantised as a bundle's files are; random weights."""
     with TemporaryDirectory() as folder:
-        files = write_files(torchvision.models.resnet50(weights=None), 224, 1000, Path(folder))
+        model = torchvision.models.resnet50(weights=None)
+        files = write_files(model, 224, 1000, Path(folder), ("fp32", "fp16", "int8"))
         return {precision: read_layers(file, 1) for precision, file in files.items()}
 
 
-def write_files(model: torch.nn.Module, size: int, num_classes: int, folder: Path) -> dict[str, Path]:
-    """fp32, fp16, int8 (for TensorRT) and int8-cpu; every scale is 1/32, which no time depends on."""
+def write_files(
+    model: torch.nn.Module, size: int, num_classes: int, folder: Path, variants: Sequence[str]
+) -> dict[str, Path]:
+    """Of fp32, which has to be among them, fp16, int8 (for TensorRT) and int8-cpu.
+
+    Every scale is 1/32: no time depends on it.
+    """
     names = tuple(f"class{i}" for i in range(num_classes))
     spec = InputSpec(size=size, resize=size, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=names)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8", "int8-cpu")}
+    files = {name: folder / f"{name}.onnx" for name in variants}
     export_onnx(model, spec, files["fp32"])
-    to_fp16(files["fp32"], files["fp16"])
+    if "fp16" in files:
+        to_fp16(files["fp32"], files["fp16"])
     proto = onnx.load(files["fp32"])
     scales = Scales("none", 1, {tensor.name: 1 / 32 for tensor in quantised_tensors(proto)})
-    onnx.save(emit(proto, scales, "s8"), files["int8"])
-    onnx.save(emit(proto, scales, "u8"), files["int8-cpu"])
+    forms: dict[str, NumberFormat] = {"int8": "s8", "int8-cpu": "u8"}
+    for name in forms.keys() & files.keys():
+        onnx.save(emit(proto, scales, forms[name]), files[name])
     return files

@@ -155,7 +155,7 @@ def convolutions(
             ]
         else:
             constants |= {
-                f"w{i}": weight, f"ws{i}": np.full(made, 1e-4, np.float32),
+                f"w{i}": weight, f"ws{i}": np.full(made, 0.01, np.float32),
                 f"wz{i}": np.zeros(made, np.int8), f"b{i}": np.ones(made, np.int32),
             }  # fmt: skip
             feed = [names[i], "s", "z", f"w{i}", f"ws{i}", f"wz{i}", "s", "z", f"b{i}"]
