@@ -25,6 +25,8 @@ from optimize.qdq_placement import Placement
 LEVELS = 127
 # Between half of them and all hold data (the range is a power of two), so 2048 or more.
 NUM_BINS = 4096
+# Values at a time, whose bins a core's cache holds: a third of the time that a whole tensor of 224 px takes.
+CHUNK = 1 << 15
 # Below this a tensor counts as zero: its scale would leave float32's normal numbers.
 ZERO = 1e-30
 
@@ -72,12 +74,12 @@ class Histogram:
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """`values`: float32 of any shape, all finite."""
-        magnitude = np.abs(values).ravel()
-        largest = float(magnitude.max())
+        flat = values.ravel()
+        largest = float(max(flat.max(), -flat.min()))
         self.max = max(self.max, largest)
         if self.limit == 0.0:
             if largest < ZERO:
-                self.counts[0] += magnitude.size
+                self.counts[0] += flat.size
                 return
             self.limit = 2.0 ** math.ceil(math.log2(largest))
         while self.limit < largest:
@@ -85,8 +87,12 @@ class Histogram:
                 [self.counts.reshape(-1, 2).sum(1), np.zeros(NUM_BINS // 2, np.int64)]
             )
             self.limit *= 2
-        bins = (magnitude * np.float32(NUM_BINS / self.limit)).astype(np.int32)
-        self.counts += np.bincount(np.minimum(bins, NUM_BINS - 1), minlength=NUM_BINS)
+        factor = np.float32(NUM_BINS / self.limit)
+        for start in range(0, flat.size, CHUNK):
+            bins = (np.abs(flat[start : start + CHUNK]) * factor).astype(np.intp)
+            found = np.bincount(bins, minlength=NUM_BINS + 1)
+            self.counts += found[:NUM_BINS]
+            self.counts[-1] += found[NUM_BINS]  # the limit itself
 
     def amax(self, method: CalibrationMethod, percentile: float) -> float:
         """The magnitude that becomes 127."""
@@ -156,7 +162,7 @@ def calibrate_feeds(
         values = {**feed, **dict(zip(computed, found, strict=True))}
         for name, histogram in histograms.items():
             value = values[name]
-            if not np.isfinite(value).all():
+            if not np.isfinite([value.min(), value.max()]).all():  # a NaN is both
                 raise LabError(
                     f"calibration: tensor {name!r} holds NaN or infinity on image {num_images}; check "
                     "the checkpoint and the input images"

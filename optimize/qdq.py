@@ -32,7 +32,7 @@ def emit(
     whole steps of the integer accumulator (input scale x weight scale).
 
     - `s8`, for TensorRT: int8 with zero-point 0 everywhere; the bias as float32, for TensorRT's parser
-      refuses an int32 one.
+      refuses an int32 one. A MaxPool whose output is quantised pools integers, behind its Q.
     - `u8`, for ONNX Runtime on a CPU: uint8 at the same scales, zero-point 0 where the tensor is never
       negative and 128 elsewhere, with the ReLU folded into the quantiser; the bias as int32 `B_q`, for
       ONNX Runtime 1.20 leaves a convolution with a float one in float.
@@ -94,6 +94,9 @@ class _Emitter:
             if tensor.name in quantised:
                 self._quantise(quantised[tensor.name], tensor.name, math.inf)
         for original in self.source.graph.node:
+            if self._pools_integers(original, quantised):
+                self._quantise_then_pool(original)
+                continue
             if original.output[0] in folded:
                 self.renamed[original.output[0]] = self._read(original.input[0])
             else:
@@ -120,6 +123,35 @@ class _Emitter:
             if node.output[0] in quantised or pooled:
                 folded[node.output[0]] = limits[1]
         return folded
+
+    def _pools_integers(self, node: onnx.NodeProto, quantised: dict[str, QuantisedTensor]) -> bool:
+        """Whether a MaxPool of the `s8` form may stand behind its Q, which commutes with it: rounding keeps
+        order. OpenVINO computes it in float otherwise: ResNet-50 at 224 px, one AMX core, batch 16: 132 ms
+        in place of 117. ONNX Runtime and TensorRT move the Q by themselves, and the clamp is in the way of
+        what OpenVINO gains from the `u8` form.
+        """
+        if self.unsigned or node.op_type != "MaxPool" or len(node.output) != 1:
+            return False
+        name = node.output[0]
+        read = any(self.placement.reads_before(reader, name) for reader in self._readers(name))
+        return name in quantised and not read
+
+    def _quantise_then_pool(self, original: onnx.NodeProto) -> None:
+        name = original.output[0]
+        by = [self._constant(f"{name}_scale", np.array(np.float32(self.scales.tensors[name])))]
+        by.append(self._constant(f"{name}_zero_point", np.array(0, np.int8)))
+        pool = onnx.NodeProto()
+        pool.CopyFrom(original)
+        pool.input[0], pool.output[0] = f"{name}_q_open", f"{name}_q"
+        source = self._read(original.input[0])
+        self.nodes += [
+            helper.make_node("QuantizeLinear", [source, *by], [f"{name}_q_open"], f"{name}_QuantizeLinear"),
+            pool,
+            helper.make_node(
+                "DequantizeLinear", [f"{name}_q", *by], [f"{name}_dq"], f"{name}_DequantizeLinear"
+            ),
+        ]
+        self.renamed[name] = f"{name}_dq"
 
     def _readers(self, name: str) -> list[onnx.NodeProto]:
         return self.index.consumers.get(name, [])

@@ -15,7 +15,7 @@ from configs.quantize import CalibrationMethod
 from data.calibration import choose_images
 from data.index import Index
 from deploy.errors import LabError
-from optimize.calibrate import Histogram, Scales, calibrate
+from optimize.calibrate import CHUNK, NUM_BINS, Histogram, Scales, calibrate
 from optimize.qdq_placement import quantised_tensors
 from tests.test_optimize_support import batches, calibrated, exported, load
 
@@ -163,3 +163,14 @@ def test_every_image_of_a_batch_counts(tiny: Path) -> None:
     scales = calibrate(tiny, [batch], "max", 99.99)
     assert scales.num_images == 20
     assert scales.tensors["positive"] == float(np.float32(7.0 / 127))
+
+
+def test_a_histogram_counts_every_value_once() -> None:
+    """Of more values than are counted at a time, the largest at the limit itself."""
+    values = np.random.default_rng(0).uniform(-4, 4, size=(3, CHUNK)).astype(np.float32)
+    values[1, 5] = -4.0
+    histogram = Histogram()
+    histogram.add(values)
+    expected, _ = np.histogram(np.abs(values), bins=NUM_BINS, range=(0, 4))
+    assert (histogram.limit, histogram.max) == (4.0, 4.0)
+    np.testing.assert_array_equal(histogram.counts, expected)

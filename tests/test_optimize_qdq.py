@@ -311,3 +311,11 @@ def test_mobilenet_in_a_mixture() -> None:
     assert integer_mismatches(s8, u8, [images(8, 2, gain=3.0)]) == 0
     assert lint(s8, keep) == []
     assert count_int8_convs(s8) == (12, 16)
+
+
+def test_the_pool_behind_the_stem_pools_integers_in_the_s8_form() -> None:
+    for form, behind in (("s8", "QuantizeLinear"), ("u8", "Relu or Conv")):
+        model = emitted("resnet18", form)  # type: ignore[arg-type]  # both are number formats
+        producer = {output: node for node in model.graph.node for output in node.output}
+        (pool,) = (node for node in model.graph.node if node.op_type == "MaxPool")
+        assert producer[pool.input[0]].op_type in behind
