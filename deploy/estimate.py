@@ -127,6 +127,11 @@ def refusal(variant: Variant, target: Target) -> str | None:
     """Why the target does not run the variant, None where it does."""
     stored = variant.precision.removesuffix("-weights")  # 8-bit weights alone are computed in float
     computed = "fp32" if stored != variant.precision else stored
+    if variant.artefacts:
+        return (
+            f"variant {variant.name}: made for DLA cores, and its float file says nothing of their INT8; "
+            "estimate the int8 variant, which names what the cores could do beside the GPU"
+        )
     if target.kind == "cpu" and variant.backend == "tensorrt":
         return f"variant {variant.name}: made for tensorrt, and target {target.name} is a CPU"
     if target.kind != "cpu" and variant.backend != "tensorrt" and variant.precision != "fp32":

@@ -13,7 +13,7 @@ from deploy.__main__ import main
 from deploy.bundle import Bundle, Variant, write_bundle
 from deploy.cpu_model import CpuCeilings, PassCeiling, ProductCeiling
 from deploy.errors import LabError
-from deploy.estimate import estimate
+from deploy.estimate import estimate, refusal
 from deploy.graph_cost import Layer
 from deploy.input_spec import InputSpec
 from deploy.latency_model import (
@@ -172,6 +172,12 @@ def test_what_a_target_runs_is_estimated_by_default(bundle: Bundle) -> None:
 
     assert names("orin_nano_8gb") == ["fp32", "int8", "fp16", "bf16"]
     assert names("agx_xavier") == ["fp32", "int8", "fp16"]  # Volta has no bfloat16
+
+
+def test_a_variant_for_dla_cores_is_not_taken_for_its_float_file(bundle: Bundle) -> None:
+    variant = replace(bundle.variant("int8"), name="int8-dla", artefacts={"calibration": "models/x.cache"})
+    assert "made for DLA cores" in str(refusal(variant, load_target("orin_nx_16gb")))
+    assert refusal(bundle.variant("int8"), load_target("orin_nx_16gb")) is None
 
 
 @pytest.mark.parametrize(
