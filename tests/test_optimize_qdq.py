@@ -313,9 +313,11 @@ def test_mobilenet_in_a_mixture() -> None:
     assert count_int8_convs(s8) == (12, 16)
 
 
-def test_the_pool_behind_the_stem_pools_integers_in_the_s8_form() -> None:
-    for form, behind in (("s8", "QuantizeLinear"), ("u8", "Relu or Conv")):
+def test_the_pool_behind_the_stem_stands_between_roundings_in_the_s8_form() -> None:
+    for form, before in (("s8", "DequantizeLinear"), ("u8", "Conv")):
         model = emitted("resnet18", form)  # type: ignore[arg-type]  # both are number formats
         producer = {output: node for node in model.graph.node for output in node.output}
         (pool,) = (node for node in model.graph.node if node.op_type == "MaxPool")
-        assert producer[pool.input[0]].op_type in behind
+        assert producer[pool.input[0]].op_type == before
+        (behind,) = (node for node in model.graph.node if pool.output[0] in node.input)
+        assert behind.op_type == "QuantizeLinear"

@@ -73,7 +73,7 @@ def test_a_finding_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["{root}", "--keep-float", "a2"], "a bundle says itself"),
         (["{root}", "--compute-capability", "8.7"], "8.7: must be one of 8.6, 8.9, 12.0"),
         (["{file}", "--variant", "int8"], "is one file"),
-        (["{file}", "--keep-float", "a9"], "no Conv or Gemm 'a9'"),
+        (["{file}", "--keep-float", "a9"], "no Conv, Gemm or MatMul 'a9'"),
         (["{root}/none.onnx"], "is no ONNX file that can be read"),
         (["{image}.onnx"], "is no ONNX file that can be read"),
         (["{root}/none"], "a bundle is a folder"),
