@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -55,7 +55,7 @@ def load(name: str, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """
     problems: list[str] = []
     config: DictConfig | None
-    overrides = [quoted(word) for word in overrides]
+    overrides = [quoted(_long(word, schema)) for word in overrides]
     try:
         config = _compose(name, overrides)
     except _REFUSED:
@@ -146,6 +146,14 @@ def quoted(word: str) -> str:
     return override(key, value) if "=" in value and not re.search(r"[\"'(){}\[\],$]", value) else word
 
 
+def _long(word: str, schema: type[Any]) -> str:
+    """`section=value` to `section.key=value` by the schema's SHORT: Hydra would put the value in the place of
+    the whole section."""
+    section, equals, value = word.partition("=")
+    short: Mapping[str, str] = getattr(schema, "SHORT", {})
+    return word if section not in short or value.startswith("{") else f"{short[section]}{equals}{value}"
+
+
 def run_command(
     name: str,
     schema: type[T],
@@ -178,7 +186,7 @@ def run_command(
         os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
         told(lambda: command(parse(config, schema), list(HydraConfig.get().overrides.task)))
 
-    sys.argv[1:] = [word if word.startswith("-") else quoted(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [word if word.startswith("-") else quoted(_long(word, schema)) for word in sys.argv[1:]]
     given = get_args_parser().parse_args()
     shows = given.help or given.hydra_help or given.cfg or given.info
 

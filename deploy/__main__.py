@@ -1,4 +1,4 @@
-"""`python -m deploy bench BUNDLE`, `verify BUNDLE`, and `layers FOLDER`."""
+"""`python -m deploy COMMAND`: measure or check a bundle here, build engines, tell what devices can do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.accuracy import list_images
+from deploy.accuracy import images_for, tensors_for
 from deploy.backends import BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
-from deploy.bundle import open_bundle
+from deploy.bundle import Bundle, open_bundle
+from deploy.cli_build import add_build, add_engine
+from deploy.cli_targets import add_estimate, add_targets
 from deploy.errors import LabError
 from deploy.layers import DEFAULT_SECONDS, time_layers
 from deploy.table import format_table
@@ -34,10 +36,11 @@ def _bench(options: argparse.Namespace) -> int:
         variants=options.variant,
         backend=options.backend,
         threads=options.threads,
-        batches=options.batch,
+        batches=options.batch or _usual_batches(bundle),
         seconds=options.seconds,
         warmup_s=options.warmup,
-        images=list_images(options.images, bundle.input.class_names) if options.images else (),
+        images=images_for(bundle, options.images) if options.images else (),
+        tensors=tensors_for(bundle, options.inputs) if options.inputs else None,
         out=options.out,
     )
     print(format_table(measurements))
@@ -48,8 +51,13 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _usual_batches(bundle: Bundle) -> list[int]:
+    fixed = bundle.inputs[0].shape[0]
+    return [1, 32] if fixed is None else [fixed]
+
+
 def _verify(options: argparse.Namespace) -> int:
-    report = verify(options.bundle, options.images, options.backend, options.threads)
+    report = verify(options.bundle, options.images, options.backend, options.threads, options.inputs)
     print(report)
     return 0 if report.ok else 1
 
@@ -63,7 +71,9 @@ def _layers(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy", description="Measure or check a bundle on this machine, or time layers."
+        prog="python -m deploy",
+        description="Measure or check a bundle on this machine, build its engines, tell what devices can do, "
+        "or estimate how fast a bundle will be there.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -78,8 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         "--variant", nargs="+", metavar="NAME", help="which variants (default: those made for the backend)"
     )
     one.add_argument(
-        "--batch", nargs="+", type=int, default=[1, 32], metavar="N",
-        help="latency at the smallest, throughput at the largest (default: 1 32)",
+        "--batch", nargs="+", type=int, metavar="N",
+        help="latency at the smallest, throughput at the largest (default: 1 32, or the model's own where it "
+        "takes only one)",
     )  # fmt: skip
     one.add_argument(
         "--seconds", type=float, default=3.0, help="timed, for each figure of each variant (default: 3)"
@@ -101,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     _common(other)
     other.set_defaults(command=_verify)
 
+    add_build(commands)
+    add_engine(commands)
+
     layers = commands.add_parser(
         "layers",
         help="the time of each layer of a folder, for pruning by this machine's latency",
@@ -117,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"timed, for each layer (default: {DEFAULT_SECONDS})",
     )  # fmt: skip
     layers.set_defaults(command=_layers)
+
+    add_targets(commands)
+    add_estimate(commands)
+
     return parser
 
 
@@ -127,6 +145,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="test images, one sub-folder a class: adds the accuracy"
     )
+
+    parser.add_argument(
+        "--inputs", type=Path, metavar="FILE.npz",
+        help="for a model of tensors: samples, an array for each input, and maybe labels",
+    )  # fmt: skip
 
 
 def _threads(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""How often a variant is right, over a folder of images."""
+"""How often a variant is right, and how near to FP32, over a folder of images or over tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from deploy.manifest import Bundle
 from deploy.preprocess import load_image, preprocess
-from deploy.runner import Runner
+from deploy.runner import Arrays, Feed, Runner
+from deploy.tensors import Tensors, read_tensors
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 Logits = NDArray[np.float32]
 
@@ -40,10 +42,26 @@ def list_images(folder: Path | str, class_names: Sequence[str]) -> list[tuple[Pa
         if not files:
             raise LabError(f"{root / name}: holds no image; add some, or test with other images")
         for file in files:
-            if file.suffix.lower() not in _SUFFIXES:
-                raise LabError(f"{file}: must end in one of {sorted(_SUFFIXES)}; take it out of the folder")
+            if file.suffix.lower() not in IMAGE_SUFFIXES:
+                raise LabError(
+                    f"{file}: must end in one of {sorted(IMAGE_SUFFIXES)}; take it out of the folder"
+                )
             images.append((file, index))
     return sorted(images)
+
+
+def images_for(bundle: Bundle, folder: Path | str) -> list[tuple[Path, int]]:
+    """:func:`list_images` with the bundle's classes. Raises LabError where it takes no image files."""
+    if bundle.input is None or bundle.class_output is None:
+        raise LabError(f"{bundle.root}: does not classify image files: give --inputs FILE.npz, not --images")
+    return list_images(folder, bundle.input.class_names)
+
+
+def tensors_for(bundle: Bundle, file: Path) -> Tensors:
+    """:func:`read_tensors` with the bundle's inputs. Raises LabError where its samples are image files."""
+    if bundle.samples:
+        raise LabError(f"{bundle.root}: its samples are image files: leave --inputs out, give --images")
+    return read_tensors(file, bundle.inputs, bundle.num_classes)
 
 
 def classify(runner: Runner, images: Sequence[Path], spec: InputSpec, batch: int) -> Logits:
@@ -67,7 +85,8 @@ def classify_all(
         files = images[start : start + batch]
         inputs = np.stack([preprocess(load_image(file), spec) for file in files])
         for name, runner in runners.items():
-            parts[name].append(_infer(runner, inputs))
+            feed = {runner.inputs[0].name: inputs}
+            parts[name].append(answer(runner, feed)[runner.outputs[0].name])
         advance(len(files))
     return {name: np.concatenate(logits) for name, logits in parts.items()}
 
@@ -82,15 +101,16 @@ def agreement(logits: Logits, reference: Logits) -> float:
     return float(np.mean(logits.argmax(axis=1) == reference.argmax(axis=1)))
 
 
-def _infer(runner: Runner, inputs: NDArray[np.float32]) -> Logits:
-    """Any number of images through a model that may have a fixed batch: the last piece is filled up."""
-    image, logits = runner.inputs[0].name, runner.outputs[0].name
+def answer(runner: Runner, feed: Feed) -> Arrays:
+    """Any number of samples through a model that may have a fixed batch: the last piece is filled up."""
     fixed = runner.inputs[0].shape[0]
     if fixed is None:
-        return runner.infer({image: inputs})[logits]
-    pieces = []
-    for start in range(0, len(inputs), fixed):
-        piece = inputs[start : start + fixed]
-        full = np.resize(piece, (fixed, *piece.shape[1:]))  # np.resize repeats what is there
-        pieces.append(runner.infer({image: full})[logits][: len(piece)])
-    return np.concatenate(pieces)
+        return runner.infer(feed)
+    count = len(next(iter(feed.values())))
+    pieces: list[Arrays] = []
+    for start in range(0, count, fixed):
+        piece = {name: array[start : start + fixed] for name, array in feed.items()}
+        # np.resize repeats what is there
+        full = {name: np.resize(array, (fixed, *array.shape[1:])) for name, array in piece.items()}
+        pieces.append(runner.infer(full))
+    return {name: np.concatenate([piece[name] for piece in pieces])[:count] for name in pieces[0]}

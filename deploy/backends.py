@@ -25,9 +25,11 @@ def open_runner(
         on the CPU's INT8 kernels. For checking, not for timing.
 
     Raises LabError for an unknown backend or variant, a library that is not installed, a thread count out
-    of range, and a model that does not take the bundle's input.
+    of range, a backend that cannot emulate, and a model that does not take the bundle's input.
     """
     check_backend(backend)
+    if emulate and not can_emulate(backend):
+        raise LabError(f"backend {backend!r} cannot emulate: verify with onnxruntime")
     return _OPENERS[backend](bundle, variant, cpu_threads(threads), emulate)
 
 
@@ -45,10 +47,21 @@ def check_backend(name: str) -> None:
         raise LabError(f"backend {name!r} is not known; there are: {', '.join(_OPENERS)}")
 
 
+def can_emulate(name: str) -> bool:
+    """Whether a backend can compute a graph as it is written; TensorRT compiles it and has no such mode."""
+    return name != "tensorrt"
+
+
 def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
     from deploy.ort import OrtRunner
 
     return OrtRunner(bundle, variant, threads, emulate)
+
+
+def _tensorrt(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
+    from deploy.trt import open_tensorrt
+
+    return open_tensorrt(bundle, variant)
 
 
 def _openvino(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
@@ -60,6 +73,7 @@ def _openvino(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runn
 # A new backend is one file, one function here and one line below.
 _OPENERS: dict[str, Callable[[Bundle, str, int, bool], Runner]] = {
     "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
     "openvino": _openvino,
 }
 BACKENDS = tuple(_OPENERS)

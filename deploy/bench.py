@@ -10,7 +10,6 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.accuracy import agreement, classify_all, top1
 from deploy.backends import CPU_BACKENDS, check_backend, open_runner
@@ -19,10 +18,11 @@ from deploy.errors import LabError
 from deploy.machine import describe_machine
 from deploy.measure import measure_latency, measure_throughput, summarise
 from deploy.memory import peak_memory_mib
-from deploy.preprocess import load_image, preprocess
 from deploy.progress import progress
 from deploy.results import Accuracy, Measurement, Rule, append_measurements
-from deploy.runner import Runner
+from deploy.runner import Feed, Runner
+from deploy.score import score
+from deploy.tensors import Samples
 
 ROUNDS = 3
 MIN_COUNT = 10  # as trtexec; over all rounds
@@ -48,13 +48,14 @@ def bench(
     seconds: float,
     warmup_s: float = DEFAULT_WARMUP_S,
     images: Sequence[tuple[Path, int]] = (),
+    tensors: Samples | None = None,
     out: Path | str | None = None,
 ) -> list[Measurement]:
     """Two measurements a variant: latency at the smallest batch, throughput at the largest.
 
     variants: names; when None, those that were made for the backend. seconds: timed, for each of the two
     figures of each variant. images: files and their class indexes, for the accuracy of the very sessions
-    that are timed.
+    that are timed. tensors: the same for a bundle whose samples are tensors; when None, its own samples.
     out: a results file that the measurements are added to.
 
     The inputs are the bundle's own samples, repeated. The variants take turns in three rounds and each one's
@@ -62,13 +63,17 @@ def bench(
     """
     names = list(variants) if variants is not None else made_for(bundle, backend)
     _check(bundle, names, batches, seconds, warmup_s)
-    samples = np.stack([preprocess(load_image(path), bundle.input) for path in bundle.sample_paths()])
+    samples = bundle.tensors()
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(open_runner(bundle, name, backend, threads=threads)) for name in names
         }
-        accuracies = _accuracies(bundle, runners, images, max(batches))
-        tallies = _time(runners, samples, batches, seconds, warmup_s)
+        _check_batches(runners, batches)
+        if images or bundle.samples:
+            accuracies = _accuracies(bundle, runners, images, max(batches))
+        else:
+            accuracies = _scores(bundle, runners, tensors or samples, max(batches))
+        tallies = _time(runners, samples.arrays, batches, seconds, warmup_s)
         measurements = [
             m
             for name, runner in runners.items()
@@ -119,6 +124,7 @@ def _accuracies(
 ) -> dict[str, Accuracy]:
     if not found:
         return dict.fromkeys(runners, Accuracy())
+    assert bundle.input is not None  # else `images` could not be listed
     with progress("accuracy", len(found)) as advance:
         logits = classify_all(runners, [path for path, _ in found], bundle.input, batch, advance)
     labels = [label for _, label in found]
@@ -134,9 +140,23 @@ def _accuracies(
     }
 
 
+def _scores(bundle: Bundle, runners: Mapping[str, Runner], found: Samples, batch: int) -> dict[str, Accuracy]:
+    fp32 = bundle.reference()
+    reference = fp32.name if fp32 and fp32.name in runners else None
+    with progress("accuracy", len(found)) as advance:
+        return score(runners, found.batches(batch), bundle.class_output, reference, advance)
+
+
+def _check_batches(runners: Mapping[str, Runner], batches: Sequence[int]) -> None:
+    for name, runner in runners.items():
+        fixed = runner.inputs[0].shape[0]
+        if fixed is not None and set(batches) != {fixed}:
+            raise LabError(f"{name} takes a batch of {fixed} only, not {list(batches)}: give --batch {fixed}")
+
+
 def _time(
     runners: Mapping[str, Runner],
-    samples: NDArray[np.float32],
+    samples: Feed,
     batches: Sequence[int],
     seconds: float,
     warmup_s: float,
@@ -166,9 +186,9 @@ def _time(
     return tallies
 
 
-def _query(runner: Runner, samples: NDArray[np.float32], batch: int) -> Callable[[], object]:
-    image = runner.inputs[0].name
-    feed = {image: np.resize(samples, (batch, *samples.shape[1:]))}  # repeats the samples
+def _query(runner: Runner, samples: Feed, batch: int) -> Callable[[], object]:
+    # repeats the samples
+    feed = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in samples.items()}
     return lambda: runner.infer(feed)
 
 
@@ -183,6 +203,7 @@ def _measurements(
     warmup_s: float,
 ) -> list[Measurement]:
     variant, machine = bundle.variant(name), describe_machine()
+    machine["device"] = machine["device"] or runner.device
 
     def row(latency: bool) -> Measurement:
         batch = min(batches) if latency else max(batches)
@@ -193,7 +214,7 @@ def _measurements(
             backend=runner.backend,
             backend_version=runner.backend_version,
             made_for=variant.backend,
-            precision=variant.precision,
+            precision=runner.precision or variant.precision,
             batch=batch,
             threads=runner.threads,
             machine=machine,

@@ -44,8 +44,10 @@ class InputSpec:
             problems.append(f"mean and std need three values each, got {self.mean} and {self.std}")
         if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or not all(v > 0 for v in self.std):
             problems.append(f"mean {self.mean} must be finite and std {self.std} finite and positive")
-        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
-            problems.append(f"class_names must be two or more, each once, got {list(self.class_names)[:8]}")
+        if len(self.class_names) == 1 or len(set(self.class_names)) != len(self.class_names):
+            problems.append(
+                f"class_names must be two or more, each once, or none, got {list(self.class_names)[:8]}"
+            )
         for field, known in (("interpolation", INTERPOLATION), ("colour", COLOUR), ("layout", LAYOUT)):
             if getattr(self, field) != known:
                 problems.append(f"{field} {getattr(self, field)!r} is not supported, only {known!r}")

@@ -47,6 +47,13 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def available_memory_bytes() -> int | None:
+    """What programs can still take without swapping; None where the system does not say."""
+    lines = (_read("/proc/meminfo") or "").splitlines()
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
 def version(distribution: str) -> str | None:
     """The installed version of a distribution, None when it is not installed."""
     try:

@@ -43,10 +43,13 @@ def peak_memory_mib(bundle: Bundle, variant: str, backend: str, threads: int, ba
 
 def _main(root: str, variant: str, backend: str, threads: str, batch: str) -> None:
     bundle = open_bundle(root)
-    side = bundle.input.size
+    shapes = {
+        spec.name: ((int(batch), *(side or 1 for side in spec.shape[1:])), spec.dtype)
+        for spec in bundle.inputs
+    }
     with open_runner(bundle, variant, backend, threads=int(threads)) as runner:
         for _ in range(3):
-            runner.infer({runner.inputs[0].name: np.zeros((int(batch), 3, side, side), np.float32)})
+            runner.infer({name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()})
         # VmHWM and not getrusage's ru_maxrss: that one begins at the parent's memory, kept across exec.
         high = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     print(int(high.split()[1]) / 1024)

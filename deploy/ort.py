@@ -17,6 +17,8 @@ class OrtRunner:
     """See :class:`deploy.runner.Runner` and :func:`deploy.backends.open_runner`."""
 
     backend = "onnxruntime"
+    precision: str | None = None
+    device: str | None = None
 
     def __init__(self, bundle: Bundle, variant: str, threads: int, emulate: bool) -> None:
         path = bundle.path(variant)

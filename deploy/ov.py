@@ -15,6 +15,8 @@ class OpenVinoRunner:
     """See :class:`deploy.runner.Runner` and :func:`deploy.backends.open_runner`."""
 
     backend = "openvino"
+    precision: str | None = None
+    device: str | None = None
 
     def __init__(self, bundle: Bundle, variant: str, threads: int, emulate: bool) -> None:
         path = bundle.path(variant)

@@ -29,11 +29,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of that same file with that same session. Fractions 0 to 1; None where no images were given."""
+    """Of that same file with that same session. Fractions 0 to 1; None where no images were given.
+
+    num_images: samples, of whatever kind. snr_db: of samples that are tensors, for each output the
+    signal-to-noise ratio against FP32's in dB, 300 where the two are equal.
+    """
 
     top1: float | None = None
     num_images: int | None = None
     agreement_with_fp32: float | None = None
+    snr_db: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -12,21 +11,12 @@ from numpy.typing import NDArray
 
 from deploy.errors import LabError
 from deploy.manifest import Bundle
+from deploy.tensor_spec import TensorSpec, times
+
+__all__ = ["Arrays", "Feed", "Runner", "TensorSpec", "check_feed", "check_model", "times"]
 
 Feed = Mapping[str, NDArray[Any]]
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a model. `dtype` is numpy's name for it; a side is None where it is free."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {times(self.shape)}"
 
 
 class Runner(Protocol):
@@ -38,6 +28,16 @@ class Runner(Protocol):
     def backend_version(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def precision(self) -> str | None:
+        """What it computes in, as the backend itself says; None where it does not say."""
+        ...
+
+    @property
+    def device(self) -> str | None:
+        """What it computes on, where that is not the CPU."""
+        ...
+
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """In the model's order. The first side of each is the batch, None where the model takes any."""
@@ -61,20 +61,26 @@ class Runner(Protocol):
 def check_model(
     what: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], bundle: Bundle
 ) -> None:
-    """Raises LabError unless the model is one float32 N x 3 x S x S input with the bundle's S and one output
-    of N x num_classes."""
-    if len(inputs) != 1 or len(outputs) != 1:
-        names = [t.name for t in inputs], [t.name for t in outputs]
-        raise LabError(f"{what}: inputs {names[0]} and outputs {names[1]}, must be one each; export it again")
-    image, side = inputs[0], bundle.input.size
-    if image.dtype != "float32" or len(image.shape) != 4 or image.shape[1:] != (3, side, side):
-        raise LabError(
-            f"{what}: input {image.name!r} is {image}, the bundle's input spec says float32 "
-            f"N x 3 x {side} x {side}; export the model with that fixed size (only the batch may be free)"
-        )
-    out, classes = outputs[0].shape, bundle.input.num_classes
-    if len(out) != 2 or out[1] not in (None, classes):
-        raise LabError(f"{what}: output is {times(out)}, must be N x {classes} classes; export it again")
+    """Raises LabError unless the model has the bundle's inputs and outputs, by name, type and shape; its
+    batch may be fixed, and an output's side free."""
+    said = "the bundle's input spec says" if bundle.input else "the bundle says"
+    for kind, found, wanted in (("input", inputs, bundle.inputs), ("output", outputs, bundle.outputs)):
+        names, should = [spec.name for spec in found], [spec.name for spec in wanted]
+        if sorted(names) != sorted(should):
+            raise LabError(f"{what}: {kind}s {names}, {said} {should}; export it again")
+        by_name = {spec.name: spec for spec in wanted}
+        for spec in found:
+            other = by_name[spec.name]
+            free = kind == "output"
+            fits = len(spec.shape) == len(other.shape) and all(
+                side == must or (free and None in (side, must))
+                for side, must in zip(spec.shape[1:], other.shape[1:], strict=True)
+            )
+            if spec.dtype != other.dtype or not fits:
+                raise LabError(
+                    f"{what}: {kind} {spec.name!r} is {spec}, {said} {other}; "
+                    "export the model with that fixed size (only the batch may be free)"
+                )
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec]) -> None:
@@ -100,11 +106,3 @@ def check_feed(feed: Feed, inputs: Sequence[TensorSpec]) -> None:
     if len({feed[spec.name].shape[0] for spec in inputs}) > 1:
         batches = {spec.name: feed[spec.name].shape[0] for spec in inputs}
         raise LabError(f"the inputs have different batches: {batches}")
-
-
-def times(shape: Sequence[int | None]) -> str:
-    """A shape in words: N x 3 x 224 x 224, a free side that is not the batch as ?."""
-    free = ["N" if i == 0 else "?" for i in range(len(shape))]
-    return (
-        " x ".join(f if side is None else str(side) for f, side in zip(free, shape, strict=True)) or "scalar"
-    )

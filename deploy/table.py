@@ -67,9 +67,10 @@ def format_table(measurements: Sequence[Measurement]) -> str:
         return "no measurements"
     one = found[0].latency_batch
     many = next((f" (batch {r.throughput.batch})" for r in found if r.throughput), "")
+    tensors = any(r.about.accuracy.snr_db for r in found)
     head = [
-        "variant", "precision", "top-1", "agrees with fp32", "MiB",
-        f"p50 ms (batch {one})", "p99 ms", f"images/s{many}", "peak MiB", "speed-up",
+        "variant", "precision", "top-1", "agrees with fp32", *(["SNR dB"] if tensors else []), "MiB",
+        f"p50 ms (batch {one})", "p99 ms", f"{unit(found)}{many}", "peak MiB", "speed-up",
     ]  # fmt: skip
     cells = [head] + [
         [
@@ -77,6 +78,7 @@ def format_table(measurements: Sequence[Measurement]) -> str:
             r.about.precision,
             _number(r.about.accuracy.top1, ".2%"),
             _number(r.about.accuracy.agreement_with_fp32, ".2%"),
+            *([_number(worst_db(r.about), ".1f")] if tensors else []),
             f"{r.about.file_bytes / 2**20:.2f}",
             f"{r.latency.p50_ms:.3f}",
             f"{r.latency.p99_ms:.3f}",
@@ -86,13 +88,27 @@ def format_table(measurements: Sequence[Measurement]) -> str:
         ]
         for r in found
     ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    sides = "<<" + ">" * (len(head) - 2)
+    return "\n".join([*aligned(cells, "<<" + ">" * (len(head) - 2)), *notes(found)])
+
+
+def aligned(cells: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Lines of a table, the first row as its head, ruled off; a `<` or `>` of `sides` for each column."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(sides))]
     lines = [
         "  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in cells
     ]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in [*lines, *notes(found)])
+    return [line.rstrip() for line in lines]
+
+
+def worst_db(m: Measurement) -> float | None:
+    """Signal-to-noise ratio of the output that is farthest from FP32's, dB; of FP32 itself none."""
+    return min(m.accuracy.snr_db.values()) if m.accuracy.snr_db and m.precision != "fp32" else None
+
+
+def unit(found: Sequence[Row]) -> str:
+    """What is counted a second."""
+    return "samples/s" if any(r.about.accuracy.snr_db for r in found) else "images/s"
 
 
 def notes(found: Sequence[Row]) -> list[str]:
@@ -107,6 +123,10 @@ def notes(found: Sequence[Row]) -> list[str]:
             "note: this CPU has no INT8 dot product (VNNI, dotprod), so INT8 gains less here than "
             "where there is one."
         )
+    for r in found:
+        if r.about.accuracy.snr_db and len(r.about.accuracy.snr_db) > 1 and r.about.precision != "fp32":
+            each = ", ".join(f"{name} {db:.1f}" for name, db in r.about.accuracy.snr_db.items())
+            lines.append(f"SNR of {r.name} by output, dB: {each}")
     if noisy := {r.name: r.latency.cv for r in found if r.latency.cv > _NOISY_CV}:
         least, most = f"{min(noisy.values()):.0%}", f"{max(noisy.values()):.0%}"
         lines.append(

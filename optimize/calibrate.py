@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,7 @@ import onnxruntime
 
 from configs.quantize import CalibrationMethod
 from deploy.errors import LabError
-from optimize.qdq_placement import quantised_tensors
+from optimize.qdq_placement import Placement
 
 LEVELS = 127
 # Between half of them and all hold data (the range is a power of two), so 2048 or more.
@@ -121,6 +121,23 @@ def calibrate(
     gets amax 1: whatever it is one day, 1 is no worse a guess.
     Raises LabError for an unknown method, for no images, and for a tensor with NaN or infinity.
     """
+    model = onnx.load(onnx_path)
+    name = model.graph.input[0].name
+    # Image by image: eight at a time took 2.1 GB for ResNet-50 at 224 px against 0.7, and was slower.
+    feeds = ({name: image[None]} for batch in batches for image in batch)
+    return calibrate_feeds(model, feeds, method, percentile)
+
+
+def calibrate_feeds(
+    model: onnx.ModelProto,
+    feeds: Iterable[Mapping[str, npt.NDArray[Any]]],
+    method: CalibrationMethod,
+    percentile: float,
+) -> Scales:
+    """As :func:`calibrate`, of a network with any inputs: a feed is a sample, every input with a batch of 1.
+
+    Tensors that share a scale have that of the widest. `model` itself stays as it is.
+    """
     if method not in get_args(CalibrationMethod):
         raise LabError(
             f"calibration: method {method!r} must be one of {', '.join(get_args(CalibrationMethod))}"
@@ -129,33 +146,45 @@ def calibrate(
         raise LabError(
             f"calibration: percentile {percentile} must be above 0 and at most 100; 99.99 is usual"
         )
-    model = onnx.load(onnx_path)
-    names = [tensor.name for tensor in quantised_tensors(model)]
-    computed = [name for name in names if name not in {i.name for i in model.graph.input}]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    input_name = model.graph.input[0].name
-    histograms = {name: Histogram() for name in names}
+    placement = Placement(model)
+    histograms = {tensor.name: Histogram() for tensor in placement.tensors}
+    computed = [name for name in histograms if name in placement.index.producer]
+    session = _session(model, computed)
     num_images = 0
-    for batch in batches:
-        # Image by image: eight at a time took 2.1 GB for ResNet-50 at 224 px against 0.7, and was slower.
-        for image in batch:
-            feed = image[None]
-            values = dict(zip(computed, session.run(computed, {input_name: feed}), strict=True))
-            for name, histogram in histograms.items():
-                value = values.get(name, feed)
-                if not np.isfinite([value.min(), value.max()]).all():  # a NaN is both
-                    raise LabError(
-                        f"calibration: tensor {name!r} holds NaN or infinity on image {num_images}; check "
-                        "the checkpoint and the input images"
-                    )
-                histogram.add(value)
-            num_images += 1
+    for feed in feeds:
+        try:
+            found = session.run(computed, feed) if computed else []
+        except Exception as error:  # ONNX Runtime's share no base
+            raise LabError(
+                f"calibration: the network fails on image {num_images} "
+                f"({' '.join(str(error).split())[:300]}); check its values and sizes"
+            ) from error
+        values = {**feed, **dict(zip(computed, found, strict=True))}
+        for name, histogram in histograms.items():
+            value = values[name]
+            if not np.isfinite(value).all():
+                raise LabError(
+                    f"calibration: tensor {name!r} holds NaN or infinity on image {num_images}; check "
+                    "the checkpoint and the input images"
+                )
+            histogram.add(value)
+        num_images += 1
     if num_images == 0:
         raise LabError("calibration: 0 images, at least 1 is needed and 512 are usual; check the data split")
     label = f"percentile {percentile}" if method == "percentile" else method
     scales = {name: float(np.float32(h.amax(method, percentile) / LEVELS)) for name, h in histograms.items()}
+    for group in placement.scale_groups():
+        scales |= dict.fromkeys(group, max(scales[name] for name in group))
     return Scales(label, num_images, scales)
+
+
+def _session(model: onnx.ModelProto, computed: list[str]) -> onnxruntime.InferenceSession:
+    """Which gives the tensors `computed`, and no others."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    given = {output.name for output in model.graph.output}
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
+    return onnxruntime.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def _entropy_bins(counts: npt.NDArray[Any]) -> int:

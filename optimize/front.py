@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from deploy.bundle import Variant
 from deploy.errors import LabError
@@ -48,9 +49,7 @@ def format_trials(tried: Sequence[Tried], max_drop: float) -> str:
 def variants_of(tried: Sequence[Tried], out: Path, facts: Facts) -> list[Made]:
     """The original network in FP32, then the front, INT8 in both forms."""
     original = (out / tried[0].folder).parent / "0-original"
-    record = StageRecord.read(original / RECORD)
-    if record is None:
-        raise LabError(f"{original} has lost its record: remove {out}, and search again")
+    record = _record(original, out)
     source = {"model": facts.config.model.name, "step": facts.progress.step}
     fp32 = Variant("fp32", "", "fp32", "onnxruntime", record.parameters, source, {})
     made = [Made(fp32, original / "fp32.onnx", "fp32")]
@@ -61,7 +60,10 @@ def variants_of(tried: Sequence[Tried], out: Path, facts: Facts) -> list[Made]:
         form = "fp32" if one.point.precision == "fp32" else "int8"
         name = f"{one.point.network}-{one.point.precision}"
         about = {**source, "search": asdict(one.point)}
-        variant = Variant(name, "", form, "onnxruntime", one.parameters, about, {"searched": asdict(one)})
+        metrics: dict[str, Any] = {"searched": asdict(one)}
+        if form == "int8":
+            metrics["keep_float"] = _record(folder, out).found["keep_float"]
+        variant = Variant(name, "", form, "onnxruntime", one.parameters, about, metrics)
         if form == "fp32":
             made.append(Made(variant, folder / "fp32.onnx", name))
             continue
@@ -69,3 +71,10 @@ def variants_of(tried: Sequence[Tried], out: Path, facts: Facts) -> list[Made]:
         made.append(Made(cpu, folder / U8_NAME, cpu.name))
         made.append(Made(replace(variant, backend="tensorrt"), folder / S8_NAME, cpu.name))
     return made
+
+
+def _record(folder: Path, out: Path) -> StageRecord:
+    record = StageRecord.read(folder / RECORD)
+    if record is None:
+        raise LabError(f"{folder} has lost its record: remove {out}, and search again")
+    return record

@@ -4,11 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from configs.quantize import GateConfig
 from deploy.bundle import Variant
 from deploy.errors import LabError
+from deploy.results import Accuracy
 from optimize.variants import Made
+
+
+def judge_closeness(
+    made: Sequence[Made], found: Mapping[str, Accuracy], gate: GateConfig, min_snr_db: float | None
+) -> tuple[list[Variant], list[str]]:
+    """As :func:`judge`, of what was compared on tensors: by top-1 where there were labels, else by the output
+    that is farthest from the original's, which must be `min_snr_db` near; None: any is near enough."""
+    scored = {one.variant.name: found[one.same_as] for one in made}
+    told = [replace(one, variant=_with_scores(one.variant, scored[one.variant.name])) for one in made]
+    top1 = {name: accuracy.top1 for name, accuracy in scored.items() if accuracy.top1 is not None}
+    if top1:
+        return judge(told, top1, scored[made[0].variant.name].num_images or 0, gate)
+    shipped, marks = [], []
+    for one in told:
+        name = one.variant.name
+        least = min((scored[name].snr_db or {}).values())
+        # Rounded as it is shown.
+        passed = name == made[0].variant.name or min_snr_db is None or round(least, 6) >= min_snr_db
+        judged = {"gate": {"min_snr_db": min_snr_db, "snr_db": least, "passed": passed}}
+        if passed or gate.ship_failed:
+            shipped.append(replace(one.variant, metrics=one.variant.metrics | judged))
+        if not passed:
+            marks.append(
+                f"GATE: {name} is {least:.2f} dB from {made[0].variant.name}, min_snr_db is {min_snr_db:g}: "
+                f"{_fate(gate)}"
+            )
+    return shipped, marks
+
+
+def _with_scores(variant: Variant, accuracy: Accuracy) -> Variant:
+    scores: dict[str, Any] = {"num_images": accuracy.num_images, "snr_db": accuracy.snr_db}
+    if accuracy.agreement_with_fp32 is not None:
+        scores["agreement_with_fp32"] = accuracy.agreement_with_fp32
+    return replace(variant, metrics=variant.metrics | scores)
+
+
+def _fate(gate: GateConfig) -> str:
+    return "shipped because of gate.ship_failed" if gate.ship_failed else "not in the bundle"
 
 
 def judge(
@@ -38,9 +78,8 @@ def judge(
         if passed or gate.ship_failed:
             shipped.append(replace(one.variant, metrics=one.variant.metrics | found))
         if not passed:
-            fate = "shipped because of gate.ship_failed" if gate.ship_failed else "not in the bundle"
             marks.append(
                 f"GATE: {one.variant.name} is {drop:.2f} points below {reference}, gate.max_drop is "
-                f"{gate.max_drop:g}: {fate}"
+                f"{gate.max_drop:g}: {_fate(gate)}"
             )
     return shipped, marks

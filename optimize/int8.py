@@ -76,6 +76,7 @@ def make_int8(
     gate: GateConfig,
     seed: int,
     out: Path,
+    dla: bool = False,
 ) -> tuple[QuantizeRecord, MixedPlan | None]:
     """The files of `quantize_onnx` in `out`, of the network whose float file is `fp32`.
 
@@ -104,6 +105,7 @@ def make_int8(
         equalise=config.equalise and not trained,
         correct=config.correct_biases and not trained,
         keep_float=keep_float if config.mixed else None,
+        dla=dla,
     )
     return record, plan
 

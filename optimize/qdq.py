@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Scales
-from optimize.qdq_placement import Placement, QuantisedTensor
+from optimize.qdq_placement import Placement, QuantisedTensor, output_axis
 
 NumberFormat = Literal["s8", "u8"]
 BIAS_LIMIT = 2.0**30
@@ -37,7 +37,7 @@ def emit(
       negative and 128 elsewhere, with the ReLU folded into the quantiser; the bias as int32 `B_q`, for
       ONNX Runtime 1.20 leaves a convolution with a float one in float.
 
-    Conv and Gemm nodes named in `keep_float` keep their float weights; what that means for the tensors
+    Layers named in `keep_float` keep their float weights; what that means for the tensors
     around them is said in `optimize/qdq_placement.py`. All of them: the float network itself.
 
     The two agree bit for bit, T_q(u8) - zero-point == T_q(s8), on any input.
@@ -47,14 +47,19 @@ def emit(
     if number_format not in get_args(NumberFormat):
         raise LabError(f"emit: number format {number_format!r} must be one of {get_args(NumberFormat)}")
     placement = Placement(model, keep_float)
-    tensors = placement.tensors
-    missing = [t.name for t in tensors if t.name not in scales.tensors]
+    check_scales(placement, scales)
+    return _Emitter(model, scales, number_format == "u8", placement).run(placement.tensors)
+
+
+def check_scales(placement: Placement, scales: Scales) -> None:
+    """Raises LabError where a tensor of the placement has no scale."""
+    names = [tensor.name for tensor in placement.tensors]
+    missing = [name for name in names if name not in scales.tensors]
     if missing:
         raise LabError(
-            f"emit: the scales lack {len(missing)} of {len(tensors)} tensors, e.g. {missing[0]!r}; "
+            f"emit: the scales lack {len(missing)} of {len(names)} tensors, e.g. {missing[0]!r}; "
             "they belong to another network, calibrate this one"
         )
-    return _Emitter(model, scales, number_format == "u8", placement).run(tensors)
 
 
 def weight_scales(
@@ -69,13 +74,6 @@ def weight_scales(
     scale = np.maximum(np.abs(weight).max(axis=rest) / LEVELS, bias_limit)
     result: npt.NDArray[Any] = np.where(scale > 0, scale, 1.0).astype(np.float32)
     return result
-
-
-def output_axis(node: onnx.NodeProto) -> int:
-    """The axis of a Conv's or Gemm's weight that counts output channels."""
-    if node.op_type == "Conv":
-        return 0
-    return 0 if any(a.name == "transB" and a.i == 1 for a in node.attribute) else 1
 
 
 class _Emitter:
@@ -96,24 +94,25 @@ class _Emitter:
             if tensor.name in quantised:
                 self._quantise(quantised[tensor.name], tensor.name, math.inf)
         for original in self.source.graph.node:
-            output = original.output[0]
             if self._pools_integers(original, quantised):
                 self._quantise_then_pool(original)
                 continue
-            if output in folded:
-                self.renamed[output] = self._read(original.input[0])
+            if original.output[0] in folded:
+                self.renamed[original.output[0]] = self._read(original.input[0])
             else:
                 self._copy(original)
-            if output in quantised:
-                self._quantise(quantised[output], self._read(output), self._upper(output))
+            for output in original.output:
+                if output in quantised:
+                    self._quantise(quantised[output], self._read(output), self._upper(output))
         return self._build()
 
     def _folded(self, quantised: dict[str, QuantisedTensor]) -> dict[str, float]:
         """Outputs of ReLUs and Clips from 0 that an unsigned quantiser does by itself."""
         folded = {}
+        outputs = {output.name for output in self.source.graph.output}
         for node in self.source.graph.node:
             limits = self.index.clip_range(node)
-            if limits is None or limits[0] != 0:
+            if limits is None or limits[0] != 0 or node.output[0] in outputs:
                 continue
             readers = self._readers(node.output[0])
             pooled = readers and all(r.op_type == "MaxPool" and r.output[0] in quantised for r in readers)
@@ -218,7 +217,7 @@ class _Emitter:
         self.nodes.append(node)
 
     def _quantise_parameters(self, node: onnx.NodeProto) -> None:
-        """Weight and bias of a Conv or Gemm."""
+        """Weight and bias of a layer."""
         name, axis = node.input[1], output_axis(node)
         if name in self.renamed:
             raise LabError(

@@ -10,10 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from deploy.errors import LabError
-from optimize.export import check_static_size
-from optimize.qdq import output_axis
-from optimize.qdq_placement import WEIGHTED, GraphIndex
+from optimize.qdq_placement import WEIGHTED, GraphIndex, output_axis
 
 AGAIN = "quantise the FP32 file again"
 
@@ -26,17 +23,13 @@ def lint(model: onnx.ModelProto, keep_float: Set[str] = frozenset()) -> list[str
     `keep_float` are to be in float, and so are the adds of what they make.
     """
     index = GraphIndex(model.graph)
-    findings = []
-    try:
-        check_static_size(model)
-    except LabError as error:
-        findings.append(str(error))
+    findings = _lint_sizes(model)
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             findings += _lint_qdq(node, index)
         elif node.name in keep_float:
             findings += _lint_kept(node, index)
-        elif node.op_type in WEIGHTED:
+        elif index.is_layer(node):
             findings += _lint_weighted(node, index)
         elif index.is_residual_add(node):
             findings += _lint_add(node, index, keep_float)
@@ -50,6 +43,16 @@ def count_int8_convs(model: onnx.ModelProto) -> tuple[int, int]:
     index = GraphIndex(model.graph)
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
     return sum(all(_dequantise(name, index) for name in node.input[:2]) for node in convs), len(convs)
+
+
+def _lint_sizes(model: onnx.ModelProto) -> list[str]:
+    """Integer kernels and an engine are chosen for one size; only the batch, the first side, may be free."""
+    findings = []
+    for tensor in model.graph.input:
+        dims = [d.dim_value or d.dim_param or "?" for d in tensor.type.tensor_type.shape.dim]
+        if not all(isinstance(d, int) for d in dims[1:]):
+            findings.append(f"ONNX input {tensor.name!r} has shape {dims}; fix all sides but the batch")
+    return findings
 
 
 def _dequantise(name: str, index: GraphIndex) -> onnx.NodeProto | None:
@@ -113,13 +116,20 @@ def _lint_kept(node: onnx.NodeProto, index: GraphIndex) -> list[str]:
 
 
 def _lint_add(node: onnx.NodeProto, index: GraphIndex, keep_float: Set[str]) -> list[str]:
-    """One input may be a convolution's float output, which TensorRT adds in its accumulator; no more, but
-    where that convolution is float itself, which makes the add a float one."""
+    """One input may be a convolution's float output, which TensorRT adds in its accumulator, where nobody
+    else reads that: then it is stored in float. No more, but where that convolution is float itself, which
+    makes the add a float one."""
     if any(name in index.producer and index.producer[name].name in keep_float for name in node.input):
         return []
     floats = [name for name in node.input if _dequantise(name, index) is None]
-    producers = [index.producer.get(name) for name in floats]
-    if not floats or (len(floats) == 1 and producers[0] is not None and producers[0].op_type == "Conv"):
+    handed_over = [
+        name
+        for name in floats
+        if name in index.producer
+        and index.producer[name].op_type == "Conv"
+        and len(index.consumers[name]) == 1
+    ]
+    if not floats or (len(floats) == 1 and handed_over):
         return []
     return [f"{node.name} (Add): skip input among {floats} is float, so the add is too; put Q/DQ on it"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +20,8 @@ from deploy.errors import LabError
 from deploy.progress import watched
 from optimize.bias_correction import BiasCorrectionRecord, correct_biases
 from optimize.calibrate import Scales, calibrate
+from optimize.dla import write_dla
+from optimize.dla_report import DlaReport
 from optimize.equalize import EqualizeRecord, equalize
 from optimize.export import check_static_size
 from optimize.fidelity import plain_session
@@ -59,6 +61,7 @@ class QuantizeRecord:
     """Conv and Gemm nodes that stayed in float."""
     equalisation: EqualizeRecord | None
     bias_correction: BiasCorrectionRecord | None
+    dla: DlaReport | None = None
 
 
 def quantize_onnx(
@@ -72,11 +75,13 @@ def quantize_onnx(
     equalise: bool = False,
     correct: bool = False,
     keep_float: KeepFloat | None = None,
+    dla: bool = False,
 ) -> QuantizeRecord:
     """Calibrate on `batches` (float32 N x 3 x size x size, all held in memory) and write three files to
     `out_dir`: `int8.onnx` for TensorRT, `int8-cpu.onnx` for ONNX Runtime on a CPU, `scales.json` that both
     came from; it also holds the tensors that `keep_float` leaves in float.
 
+    `dla`: also the three files of `optimize.dla`, of the same network and the same scales.
     `scales`, those of quantisation-aware training, stand in the place of calibration. `equalise` and
     `correct`: see `optimize.equalize` and `optimize.bias_correction`; the first before, the second after it.
     Raises LabError for a network with a dynamic size, for a mistake in calibration, and for findings of the
@@ -106,6 +111,7 @@ def quantize_onnx(
     mismatches = integer_mismatches(s8, u8, sample)
     if mismatches:
         raise RuntimeError(f"{mismatches} integers differ between the two forms of {fp32_path.name}")
+    report = write_dla(model, scales, kept, out_dir) if dla else None
     write_model(s8, out_dir / S8_NAME)
     write_model(u8, out_dir / U8_NAME)
     write_bytes(scales.to_json().encode(), out_dir / SCALES_NAME)
@@ -123,6 +129,7 @@ def quantize_onnx(
         keep_float=sorted(kept),
         equalisation=equalised,
         bias_correction=corrected,
+        dla=report,
     )
 
 
@@ -133,6 +140,14 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
     ONNX defines it and the answer does not depend on the CPU's integer kernels.
     Raises LabError when the two quantise different tensors.
     """
+    name = s8.graph.input[0].name
+    return feed_mismatches(s8, u8, ({name: image[None]} for batch in batches for image in batch))
+
+
+def feed_mismatches(
+    s8: onnx.ModelProto, u8: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[Any]]]
+) -> int:
+    """As :func:`integer_mismatches`, of samples with every input."""
     zero_points = {name: zero_point for name, (zero_point, _) in _integer_tensors(u8).items()}
     if zero_points.keys() != _integer_tensors(s8).keys():
         raise LabError(
@@ -143,12 +158,10 @@ def integer_mismatches(s8: onnx.ModelProto, u8: onnx.ModelProto, batches: Iterab
         return 0
     sessions = [_exposed_session(model) for model in (s8, u8)]
     mismatches = 0
-    for batch in batches:
-        for image in batch:
-            feeds = {s8.graph.input[0].name: image[None]}
-            signed, unsigned = (session.run(names, feeds) for session in sessions)
-            for name, a, b in zip(names, signed, unsigned, strict=True):
-                mismatches += int((a != b.astype(np.int16) - zero_points[name]).sum())
+    for feed in feeds:
+        signed, unsigned = (session.run(names, feed) for session in sessions)
+        for name, a, b in zip(names, signed, unsigned, strict=True):
+            mismatches += int((a != b.astype(np.int16) - zero_points[name]).sum())
     return mismatches
 
 

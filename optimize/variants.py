@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from configs.quantize import QuantizeConfig
 from data.calibration import choose_images
 from deploy.bundle import Variant, file_sha256
 from deploy.errors import LabError
+from deploy.target import DLA_BACKEND, load_target
+from optimize.dla import CACHE_NAME, DLA_NAME, LAYERS_NAME
 from optimize.export import compare_onnx, export_onnx
 from optimize.files import write_model
 from optimize.int8 import Images, make_int8, plan_record
 from optimize.precision import emulated, to_bf16, to_fp16, weight_only
 from optimize.quantize import S8_NAME, U8_NAME, QuantizeRecord
 from optimize.sensitivity import MixedPlan, format_plan
+from optimize.targets import need_dla_files
 from train.checkpoint import load_checkpoint, restore_model
 from train.model import count_parameters
 from train.structure import Structure, find_change, plain
@@ -45,6 +48,8 @@ class Made:
     """The variant whose accuracy is its own: itself, or the other form of the same integers."""
     answers: Path | None = None
     """A file that computes what a device should answer, where ONNX Runtime cannot do so with `model`."""
+    artefacts: Mapping[str, Path] = field(default_factory=dict)
+    """Files that travel beside the model, by their role."""
 
 
 def label_of(structure: Structure) -> str:
@@ -115,6 +120,7 @@ def make_variants(
             metrics=metrics,
         )
 
+    dla = need_dla_files([load_target(name) for name in config.targets])
     trained = find_change(checkpoint.structure, "fake_quant") is not None
     made = [] if trained and label else [Made(plain_variant, fp32, plain_variant.name)]
     for precision in ["int8"] if trained else config.precisions:
@@ -128,15 +134,26 @@ def make_variants(
             made.append(_half_or_weights(variant, precision, asdict(record), file))
             continue
         quantised, plan = make_int8(
-            fp32, model, checkpoint.structure, images, config.calibration, config.gate, config.seed, work
+            fp32, model, checkpoint.structure, images, config.calibration, config.gate, config.seed, work, dla
         )
         say(before + _told(quantised, plan))
         metrics = asdict(quantised) | ({"mixed": plan_record(plan)} if plan else {})
+        for_dla = metrics.pop("dla")
         settings = asdict(config.calibration)
         cpu = variant("int8-cpu", "onnxruntime", metrics, calibration=settings)
         tensorrt = variant("int8", "tensorrt", metrics, calibration=settings)
         made += [Made(cpu, work / U8_NAME, cpu.name), Made(tensorrt, work / S8_NAME, cpu.name)]
+        if dla:
+            one = variant("dla", DLA_BACKEND, metrics | {"dla": for_dla}, calibration=settings)
+            made.append(for_dla(replace(one, precision="int8"), cpu.name, work))
     return made
+
+
+def for_dla(variant: Variant, same_as: str, work: Path) -> Made:
+    """Of the files of `write_dla` in `work`. DLA computes with the scales of the INT8 files there, so it is
+    expected to answer what they do."""
+    artefacts = {"calibration_cache": work / CACHE_NAME, "layer_precisions": work / LAYERS_NAME}
+    return Made(variant, work / DLA_NAME, same_as, work / S8_NAME, artefacts)
 
 
 def _told(quantised: QuantizeRecord, plan: MixedPlan | None) -> str:
@@ -157,6 +174,8 @@ def _told(quantised: QuantizeRecord, plan: MixedPlan | None) -> str:
             f"biases corrected: relative error of the logits {before.relative_error:.3f} before, "
             f"{after.relative_error:.3f} after, on {before.num_images} images"
         )
+    if quantised.dla is not None:
+        lines.append(f"for DLA: {quantised.dla}")
     return "\n".join([*lines, *([format_plan(plan)] if plan else [])])
 
 

@@ -235,6 +235,7 @@ def from_checkpoint(config: QuantizeConfig, num_images: int, work: Path) -> Subj
     from train.checkpoint import load_checkpoint, read_facts, restore_model
     from train.images import images_of
 
+    assert config.checkpoint is not None  # the schema has seen to that
     path = Path(config.checkpoint)
     facts = read_facts(path)
     data, splits = images_of(facts, work / "data", config.data_root, print)

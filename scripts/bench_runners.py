@@ -25,6 +25,7 @@ from deploy.backends import cpu_threads, open_runner
 from deploy.bundle import Bundle, Variant
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
+from deploy.manifest import LOGITS, image_tensors
 from deploy.measure import measure_latency, percentile
 from optimize.calibrate import calibrate
 from optimize.export import export_onnx
@@ -55,7 +56,7 @@ def bare_openvino(path: Path, threads: int, image: Image) -> Call:
     return lambda: request.infer(feed, share_inputs=True)
 
 
-# TensorRT's line goes here: one enqueue and its copies on a stream.
+# TensorRT has scripts/bench_tensorrt.py of its own: it knows more ways to be called bare.
 BARE: dict[str, Callable[[Path, int, Image], Call]] = {
     "onnxruntime": bare_onnxruntime,
     "openvino": bare_openvino,
@@ -91,8 +92,8 @@ def compare(
     bundle: Bundle, variant: str, backend: str, threads: int, rounds: int, seconds: float
 ) -> tuple[list[float], list[float]]:
     """p50 in ms of every round: ours, bare."""
-    shape = (1, 3, bundle.input.size, bundle.input.size)
-    image: Image = np.random.default_rng(0).standard_normal(shape, np.float32)
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((1, *bundle.inputs[0].shape[1:]), np.float32)  # type: ignore[arg-type]  # only the batch may be free
     with open_runner(bundle, variant, backend, threads=threads) as runner:
         feed = {runner.inputs[0].name: image}
         calls = [lambda: runner.infer(feed), BARE[backend](bundle.path(variant), threads, image)]
@@ -131,7 +132,11 @@ def bundle_of(network: str, folder: Path) -> Bundle:
         Variant(name, f"{name}.onnx", name.removesuffix("-cpu"), "onnxruntime", 0, {}, {})
         for name in ("fp32", "int8-cpu")
     ]
-    return Bundle(folder, network, spec, tuple(variants), (), {}, {}, [], "")
+    image, logits = image_tensors(spec)
+    return Bundle(
+        root=folder, name=network, input=spec, inputs=(image,), outputs=(logits,), class_output=LOGITS,
+        variants=tuple(variants), samples=(), labels=(), files={}, versions={}, commands=[], created="",
+    )  # fmt: skip
 
 
 def _resnet(name: str) -> tuple[nn.Module, int]:

@@ -16,8 +16,10 @@ from string import Template
 
 from configs.load import from_yaml
 from deploy.errors import LabError
+from deploy.manifest import Bundle
 from scripts import report_chain as chain
 from scripts import report_classes as classes
+from scripts import report_closeness as closeness
 from scripts import report_figures as plots
 from scripts import report_html as html
 from scripts import report_search as search
@@ -105,6 +107,8 @@ def _sections(runs: Sequence[Run], labels: Sequence[str], figures: dict[str, Fig
     alone = len(runs) == 1
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
         whose = "" if alone else f": {label}"
+        if run.compared:
+            yield closeness.section(run, whose)
         if run.search:
             yield search.section(run, whose, figures, i)
         if run.chain:
@@ -141,14 +145,19 @@ def _story(run: Run) -> str:
     if evals:
         words.append(f"{evals[-1]['epoch']} epochs, {evals[-1]['step']} steps")
     if run.bundle:
-        side = run.bundle.input.size
-        words.append(f"{run.bundle.input.num_classes} classes at {side} x {side} px")
+        words.append(_takes(run.bundle))
     if run.search:
         words.append(f"{len(run.search)} trials of a search")
     if run.measurements:
         machine = run.measurements[-1].machine
         words.append(f"measured on {machine.get('device') or machine.get('cpu') or 'an unnamed machine'}")
     return ", ".join(words) or run.label
+
+
+def _takes(bundle: Bundle) -> str:
+    if bundle.input is not None and bundle.input.class_names:
+        return f"{bundle.input.num_classes} classes at {bundle.input.size} x {bundle.input.size} px"
+    return "takes " + " and ".join(f"{spec.name} {spec}" for spec in bundle.inputs)
 
 
 def _figures(series: Sequence[Series], f1_leads: bool) -> dict[str, Figure | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.manifest import Bundle
 from deploy.results import Measurement
-from deploy.table import Row, notes
+from deploy.table import Row, notes, unit, worst_db
 from scripts.report_figures import COLOURS, MANY, Figure
 from scripts.report_run import SOURCES, Run
 
@@ -44,13 +44,17 @@ def _cards(fp32: Row | None, best: Row) -> list[str]:
     smaller = f"FP32 {larger / 2**20:.1f} MiB, {larger / best.about.file_bytes:.1f} times as large"
     slower = best.speedup is not None and best.speedup < 1
     name = escape(best.name)
+    near = worst_db(best.about)
+    first = card(
+        f"Top-1, {name}",
+        "-" if accuracy is None else f"{accuracy * 100:.2f}",
+        "%",
+        escape(before) + change,
+    )
+    if accuracy is None and near is not None:
+        first = card(f"SNR, {name}", f"{near:.1f}", "dB", _agrees(best.about))
     return [
-        card(
-            f"Top-1, {name}",
-            "-" if accuracy is None else f"{accuracy * 100:.2f}",
-            "%",
-            escape(before) + change,
-        ),
+        first,
         card(f"Size, {name}", f"{size:.1f}", "MiB", escape(smaller if fp32 else "FP32 was not measured")),
         card(
             f"Latency p50, {name}",
@@ -68,6 +72,12 @@ def _cards(fp32: Row | None, best: Row) -> list[str]:
     ]
 
 
+def _agrees(m: Measurement) -> str:
+    share = m.accuracy.agreement_with_fp32
+    of = "the output that is farthest from FP32's"
+    return of if share is None else f"same class as FP32 on {share:.2%} of {m.accuracy.num_images}"
+
+
 def card(label: str, value: str, unit: str, below: str, tone: str = "") -> str:
     return (
         f'<div class="figure"><div class="label">{label}</div><div class="value {tone}">{value}'
@@ -82,6 +92,7 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
     shipped = [r for _, i, r in found if r.about.variant not in runs[i].left_out]
     fastest = min((r.latency.p50_ms for r in shipped), default=None)
     most = max((r.about.accuracy.top1 or 0 for r in shipped), default=None)
+    tensors = any(r.about.accuracy.snr_db for _, _, r in found)
     lines = []
     for label, i, r in found:
         many = r.throughput.throughput_images_per_s if r.throughput else None
@@ -95,6 +106,7 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
             + (f'<small class="bad">{escape(mark)}</small>' if mark else ""),
             _cell(r.about.accuracy.top1, ".2%", best=None if out else most),
             _cell(r.about.accuracy.agreement_with_fp32, ".2%"),
+            *([_cell(worst_db(r.about), ".1f")] if tensors else []),
             f"{r.about.file_bytes / 2**20:.2f}",
             _cell(r.latency.p50_ms, ".3f", best=None if out else fastest),
             f"{r.latency.p90_ms:.3f}",
@@ -106,14 +118,15 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
         ]
         lines.append(tr(cells))
     head = [
-        "variant", "top-1", "agrees<br>with FP32", "size<br>MiB", "p50<br>ms", "p90<br>ms", "p99<br>ms",
-        "cv", "images/s", "peak<br>MiB", "speed-up",
+        "variant", "top-1", "agrees<br>with FP32", *(["SNR<br>dB"] if tensors else []), "size<br>MiB",
+        "p50<br>ms", "p90<br>ms", "p99<br>ms", "cv", unit([r for _, _, r in found]), "peak<br>MiB",
+        "speed-up",
     ]  # fmt: skip
     rule = found[0][2].about.rule
     hint = (
         f"Latency: one synchronous query at a time, batch {found[0][2].latency_batch}, "
         f"{rule.inside_the_clock}; no sample is clipped. Accuracy is of the very file and session timed."
-    )
+    ) + (" SNR: of the output that is farthest from FP32's." if tensors else "")
     return f'<section><h2>Results</h2><p class="hint">{escape(hint)}</p>{table(head, lines)}</section>'
 
 
@@ -132,7 +145,10 @@ def latency_section(figures: Mapping[str, Figure | None]) -> str:
     ]
     missing = ""
     if figures["tail"] and not figures["trade-off"]:
-        missing = note("No accuracy was measured, so there is no plot of it: run the bench with --images.")
+        missing = note(
+            "No accuracy was measured, so there is no plot of it: run the bench with --images, or with "
+            "--inputs of an .npz file that has labels."
+        )
     timed = figures["histogram"]
     layout = "rows" if timed and len(timed["data"]) > MANY else "grid"
     return missing + plot_cards(figures, panels, "") + plot_cards(figures, pair, layout)
@@ -211,12 +227,8 @@ def _measured(m: Measurement) -> str:
 
 
 def _bundle(bundle: Bundle) -> str:
-    spec = bundle.input
     inside = {
-        "input": f"{spec.size} x {spec.size} px {spec.colour}, shorter side resized to {spec.resize} px, "
-        f"{spec.interpolation}",
-        "mean, std": f"{list(spec.mean)}, {list(spec.std)}",
-        "classes": ", ".join(spec.class_names),
+        **_input(bundle),
         "parameters": ", ".join(f"{v.name} {v.num_parameters:,}" for v in bundle.variants),
         "created": bundle.created,
         **bundle.versions,
@@ -227,6 +239,22 @@ def _bundle(bundle: Bundle) -> str:
         f"<h3>Bundle</h3>{_facts(inside)}<h3>Commands</h3><pre>{commands}</pre>"
         f"<details><summary>SHA-256 of {len(bundle.files)} files</summary><pre>{hashes}</pre></details>"
     )
+
+
+def _input(bundle: Bundle) -> dict[str, str]:
+    spec = bundle.input
+    tensors = {
+        "inputs": ", ".join(f"{one.name} {one}" for one in bundle.inputs),
+        "outputs": ", ".join(f"{one.name} {one}" for one in bundle.outputs),
+    }
+    if spec is None:
+        return tensors
+    images = {
+        "input": f"{spec.size} x {spec.size} px {spec.colour}, shorter side resized to {spec.resize} px, "
+        f"{spec.interpolation}",
+        "mean, std": f"{list(spec.mean)}, {list(spec.std)}",
+    }
+    return images | ({"classes": ", ".join(spec.class_names)} if spec.class_names else tensors)
 
 
 def _facts(facts: dict[str, Any]) -> str:

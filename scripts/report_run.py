@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import LabError
-from deploy.manifest import Bundle, read_manifest
+from deploy.manifest import Bundle, Variant, read_manifest
 from deploy.results import Measurement, read_measurements
 from deploy.table import Row, rows
 from optimize.search import RECORD as SEARCH
@@ -48,15 +48,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the bundle says of one of its variants; in points of top-1."""
+    """What the bundle says of one of its variants."""
 
-    max_drop: float
-    drop: float
+    max_drop: float | None
+    """Points of top-1; None where there were no labels, and the outputs' ratio of signal to noise judged."""
+    found: str
     passed: bool
 
     @property
     def mark(self) -> str:
-        return "" if self.passed else f"GATE: {self.drop:.2f} points lost, shipped all the same"
+        return "" if self.passed else f"GATE: {self.found}, shipped all the same"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class Run:
         """Points of top-1 that the bundle's gate allows."""
         return next((gate.max_drop for gate in self.gates.values()), None)
 
+    @property
+    def compared(self) -> list[Variant]:
+        """The bundle's variants that were held against an original, output by output."""
+        variants = self.bundle.variants if self.bundle else ()
+        return [v for v in variants if v.precision != "fp32" and isinstance(v.metrics.get("snr_db"), dict)]
+
     def mark(self, variant: str) -> str:
         """What the gate has to say of a measured variant; empty where all is well."""
         if variant in self.left_out:
@@ -112,7 +119,10 @@ def read_run(folder: Path) -> Run:
     has = {name: name not in missing for name in SOURCES}
     bundle = read_manifest(folder / "bundle") if has["bundle/bundle.json"] else None
     # A cross-validation's folds and a search's chains have files of training in folders of their own.
-    expected = [] if cv is not None else [name for name in SOURCES if not search or name not in _OF_TRAINING]
+    # So has a network that was trained elsewhere.
+    untrained = bool(search) or (bundle is not None and any("onnx" in v.source for v in bundle.variants))
+    expected = [name for name in SOURCES if not untrained or name not in _OF_TRAINING]
+    expected = [] if cv is not None else expected
     return Run(
         path=folder,
         label=folder.resolve().name,
@@ -209,14 +219,20 @@ def _gates_of(bundle: Bundle) -> dict[str, Gate]:
         if "gate" not in variant.metrics:
             continue
         try:
-            raw = variant.metrics["gate"]
-            found[variant.name] = Gate(_number(raw, "max_drop"), _number(raw, "drop"), raw["passed"] is True)
+            found[variant.name] = _gate_of(variant.metrics["gate"])
         except (ValueError, TypeError, KeyError) as error:
             raise LabError(
                 f"{bundle.root}: the gate of {variant.name} cannot be read ({error!r}); "
                 "write the bundle again"
             ) from error
     return found
+
+
+def _gate_of(raw: Mapping[str, Any]) -> Gate:
+    passed = raw["passed"] is True
+    if "snr_db" in raw:
+        return Gate(None, f"{_number(raw, 'snr_db'):.2f} dB from the original", passed)
+    return Gate(_number(raw, "max_drop"), f"{_number(raw, 'drop'):.2f} points lost", passed)
 
 
 def _number(raw: Mapping[str, Any], key: str) -> float:

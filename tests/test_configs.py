@@ -25,7 +25,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIG_DIR / "experiment").glob("*.y
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIG_DIR.glob("*/*.yaml")
-    if path.parent.name not in ("experiment", "recipe") and path.stem != "base"
+    if path.parent.name not in ("experiment", "recipe", "target") and path.stem != "base"
 )
 
 

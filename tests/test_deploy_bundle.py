@@ -152,7 +152,7 @@ def test_a_missing_file_is_found(bundle: Bundle) -> None:
 
 def test_a_later_schema_names_both_numbers(bundle: Bundle) -> None:
     edit(bundle, schema=7, something_new=1)
-    with pytest.raises(LabError, match="schema 7, this edgelab reads up to 1; update edgelab"):
+    with pytest.raises(LabError, match="schema 7, this edgelab reads up to 2; update edgelab"):
         open_bundle(bundle.root)
 
 

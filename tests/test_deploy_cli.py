@@ -105,7 +105,7 @@ def test_verify_fails_where_the_class_differs(shared: Bundle, tmp_path: Path) ->
 def test_verify_fails_where_a_model_gives_no_number(shared: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     got = shared.expected()["fp32"]
     got[0] = np.nan  # its largest "is" then class 0, which is the right one
-    monkeypatch.setattr("deploy.verify.classify", lambda *_: got)
+    monkeypatch.setattr("deploy.verify.answer_samples", lambda *_: {"logits": got})
     assert [c.status for c in verify(shared.root).checks] == ["ok", "FAIL", "FAIL", "FAIL", "FAIL"]
 
 

@@ -18,6 +18,7 @@ from deploy.bundle import Bundle, Variant
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.machine import describe_machine
+from deploy.manifest import LOGITS, image_tensors
 from deploy.ov import compile_model
 from deploy.results import read_measurements
 from deploy.table import rows
@@ -48,7 +49,11 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         Variant(name, f"{name}.onnx", precision, "onnxruntime", 0, {}, {})
         for name, precision in FORMS.items()
     )
-    return Bundle(folder, "residual", spec, variants, (), {}, {}, [], "")
+    image, logits = image_tensors(spec)
+    return Bundle(
+        root=folder, name="residual", input=spec, inputs=(image,), outputs=(logits,), class_output=LOGITS,
+        variants=variants, samples=(), labels=(), files={}, versions={}, commands=[], created="",
+    )  # fmt: skip
 
 
 def logits(

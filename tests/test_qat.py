@@ -108,7 +108,8 @@ def test_torch_and_the_int8_file_compute_the_same(name: str, tmp_path: Path) -> 
     round_biases(model, s8)
     found = agreement_with_torch(model, s8, [images(20, 64)])
     assert found.num_images == 64
-    assert found.top1_agreement >= 0.995
+    # One near tie of 64 may fall to the other side: CPUs differ in the last bit of a float sum.
+    assert found.top1_agreement >= 63 / 64
     assert found.snr_db > 25
     assert max(shares_that_differ(model, change, s8, scales)) < 1e-4
     # One scale elsewhere, and it shows.

@@ -19,7 +19,9 @@ from deploy.bundle import Variant, open_bundle
 from deploy.errors import LabError
 from deploy.results import read_measurements
 from optimize.bundle import build_bundle
+from optimize.calibrate import Scales
 from optimize.chain import run_chain
+from optimize.dla import read_cache
 from optimize.gate import judge
 from optimize.variants import Made, distinct, label_of
 from scripts.quantize_and_benchmark import main as quantize_and_benchmark
@@ -76,7 +78,8 @@ def compressed(trained: Path, chain: Path) -> Path:
     overrides = [
         f"checkpoint={trained / 'checkpoint.pt'}", f"compressed=[{chain / '2-quantize' / 'checkpoint.pt'}]",
         "precisions=[int8,fp16,bf16,int8-weights]", "calibration.equalise=true",
-        "calibration.correct_biases=true", "calibration.mixed=true", *QUICK,
+        "calibration.correct_biases=true", "calibration.mixed=true",
+        "targets=[orin_nx_16gb,orin_nano_4gb]", *QUICK,
     ]  # fmt: skip
     quantize_and_benchmark(load("quantize_and_benchmark", QuantizeConfig, overrides), [])
     return trained
@@ -115,9 +118,10 @@ def test_the_bundle_carries_what_was_trained(compressed: Path) -> None:
     ours = {
         "fp32": ("fp32", "onnxruntime"), "int8-cpu": ("int8", "onnxruntime"), "int8": ("int8", "tensorrt"),
         "fp16": ("fp16", "tensorrt"), "bf16": ("bf16", "tensorrt"),
-        "int8-weights": ("int8-weights", "onnxruntime"),
+        "int8-weights": ("int8-weights", "onnxruntime"), "dla": ("int8", "tensorrt-dla"),
     }  # fmt: skip
     assert forms == ours | {f"pruned-{name}": form for name, form in ours.items()}
+    assert bundle.input is not None
     assert bundle.input.class_names == ("class_000", "class_001", "class_002")
     assert (bundle.input.size, bundle.input.resize) == (32, 40)
     last = json.loads((compressed / "metrics.jsonl").read_text().splitlines()[-1])
@@ -137,7 +141,28 @@ def test_a_device_can_verify_it_over_a_folder(
     assert (
         deploy(["verify", str(compressed / "bundle"), "--images", str(drawn / "val"), "--threads", "1"]) == 0
     )
-    assert "on 12 images; the bundle records" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "on 12 images; the bundle records" in told
+    assert "not run: its INT8 is in a calibration cache" in told
+
+
+def test_what_the_targets_need_travels(compressed: Path) -> None:
+    bundle = open_bundle(compressed / "bundle")
+    files = {
+        "calibration_cache": "models/pruned-dla.cache",
+        "layer_precisions": "models/pruned-dla.layers.txt",
+    }
+    assert bundle.variant("pruned-dla").artefacts == files
+    assert {*files.values(), "targets.json"} <= bundle.files.keys()
+    scales = Scales.from_json((compressed / "scales.json").read_text()).tensors
+    scales["mean"] = scales.pop("view")  # the Gemm's input has become that of a convolution
+    assert read_cache((bundle.root / "models/dla.cache").read_text())[1].items() >= scales.items()
+    expected = bundle.expected()
+    np.testing.assert_array_equal(expected["dla"], expected["int8"])
+    assert bundle.variant("dla").metrics["top1"] == bundle.variant("int8").metrics["top1"]
+    nx, nano = json.loads((bundle.root / "targets.json").read_text())["targets"]
+    assert {j["version"]: j["dla"] for j in nx["jetpacks"]}["6.2"] == ["dla", "pruned-dla"]
+    assert all(j["dla"] == [] for j in nano["jetpacks"])
 
 
 def test_other_images_are_refused_and_the_bundle_stays(compressed: Path, images: Path) -> None:
@@ -193,9 +218,10 @@ def test_a_chain_ends_in_int8(compressed: Path, chain: Path) -> None:
 
 def test_models_that_no_variant_names_stay_behind(compressed: Path, tmp_path: Path) -> None:
     bundle = open_bundle(compressed / "bundle")
+    assert bundle.input is not None
     left = build_bundle(
         tmp_path / "less", name="less", spec=bundle.input, variants=[bundle.variant("fp32")], commands=[],
-        models={v.name: bundle.path(v.name) for v in bundle.variants}, answers={},
+        models={v.name: bundle.path(v.name) for v in bundle.variants}, answers={}, artefacts={}, targets=[],
         samples=choose_images(images_of(read_facts(compressed / NAME), tmp_path, None, print)[1].val, 2, 0),
     )  # fmt: skip
     assert [path.name for path in (left.root / "models").iterdir()] == ["fp32.onnx"]
