@@ -182,7 +182,11 @@ class Placement:
         if unknown:
             raise LabError(
                 f"keep_float: the network has no Conv, Gemm or MatMul {', '.join(map(repr, unknown))}; "
-                f"its {len(known)} are {', '.join(known[:3])} ..."
+                + (
+                    f"its {len(known)} are {', '.join(known[:3])} ..."
+                    if known
+                    else "it has none with float weights"
+                )
             )
         # Which outputs of a Conv want a Q of their own is a matter of the network without `keep_float`: so
         # whatever stays in float, the tensors are among those that were calibrated.
