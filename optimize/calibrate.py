@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,7 @@ import onnxruntime
 
 from configs.quantize import CalibrationMethod
 from deploy.errors import LabError
+from deploy.machine import usable_cores
 from optimize.qdq_placement import Placement
 
 LEVELS = 127
@@ -72,11 +74,18 @@ class Histogram:
         self.limit = 0.0
         self.max = 0.0
 
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """`values`: float32 of any shape, all finite."""
+    def add(self, values: npt.NDArray[Any], counted: bool = True) -> None:
+        """`values`: float32 of any shape. `counted`: False where only the largest |x| is asked for.
+
+        Raises ValueError for NaN and infinity.
+        """
         flat = values.ravel()
-        largest = float(max(flat.max(), -flat.min()))
+        largest = float(np.maximum(flat.max(), -flat.min()))  # a NaN is both
+        if not math.isfinite(largest):
+            raise ValueError("NaN or infinity")
         self.max = max(self.max, largest)
+        if not counted:
+            return
         if self.limit == 0.0:
             if largest < ZERO:
                 self.counts[0] += flat.size
@@ -150,25 +159,31 @@ def calibrate_feeds(
     histograms = {tensor.name: Histogram() for tensor in placement.tensors}
     computed = [name for name in histograms if name in placement.index.producer]
     session = _session(model, computed)
+    counted = method != "max"
     num_images = 0
-    for feed in feeds:
+
+    def add(name: str) -> None:
         try:
-            found = session.run(computed, feed) if computed else []
-        except Exception as error:  # ONNX Runtime's share no base
+            histograms[name].add(values[name], counted)
+        except ValueError as error:
             raise LabError(
-                f"calibration: the network fails on image {num_images} "
-                f"({' '.join(str(error).split())[:300]}); check its values and sizes"
+                f"calibration: tensor {name!r} holds {error} on image {num_images}; check "
+                "the checkpoint and the input images"
             ) from error
-        values = {**feed, **dict(zip(computed, found, strict=True))}
-        for name, histogram in histograms.items():
-            value = values[name]
-            if not np.isfinite([value.min(), value.max()]).all():  # a NaN is both
+
+    # numpy lets other threads work while it counts.
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for feed in feeds:
+            try:
+                found = session.run(computed, feed) if computed else []
+            except Exception as error:  # ONNX Runtime's share no base
                 raise LabError(
-                    f"calibration: tensor {name!r} holds NaN or infinity on image {num_images}; check "
-                    "the checkpoint and the input images"
-                )
-            histogram.add(value)
-        num_images += 1
+                    f"calibration: the network fails on image {num_images} "
+                    f"({' '.join(str(error).split())[:300]}); check its values and sizes"
+                ) from error
+            values = {**feed, **dict(zip(computed, found, strict=True))}
+            list(pool.map(add, histograms))
+            num_images += 1
     if num_images == 0:
         raise LabError("calibration: 0 images, at least 1 is needed and 512 are usual; check the data split")
     label = f"percentile {percentile}" if method == "percentile" else method
@@ -184,7 +199,11 @@ def _session(model: onnx.ModelProto, computed: list[str]) -> onnxruntime.Inferen
     exposed.CopyFrom(model)
     given = {output.name for output in model.graph.output}
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed if name not in given)
-    return onnxruntime.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Its threads would otherwise wait busily for the next image while this file counts.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    content = exposed.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _entropy_bins(counts: npt.NDArray[Any]) -> int:
