@@ -138,13 +138,13 @@ def make_variants(
         )
         say(before + _told(quantised, plan))
         metrics = asdict(quantised) | ({"mixed": plan_record(plan)} if plan else {})
-        for_dla = metrics.pop("dla")
+        dla_record = metrics.pop("dla")
         settings = asdict(config.calibration)
         cpu = variant("int8-cpu", "onnxruntime", metrics, calibration=settings)
         tensorrt = variant("int8", "tensorrt", metrics, calibration=settings)
         made += [Made(cpu, work / U8_NAME, cpu.name), Made(tensorrt, work / S8_NAME, cpu.name)]
         if dla:
-            one = variant("dla", DLA_BACKEND, metrics | {"dla": for_dla}, calibration=settings)
+            one = variant("dla", DLA_BACKEND, metrics | {"dla": dla_record}, calibration=settings)
             made.append(for_dla(replace(one, precision="int8"), cpu.name, work))
     return made
 
