@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 from deploy.errors import LabError
 from optimize.calibrate import Scales
 from optimize.fidelity import Fidelity, compare_models, plain_session
+from optimize.graph_index import GraphIndex
 from optimize.qdq import emit
-from optimize.qdq_placement import GraphIndex
 
 Values = list[npt.NDArray[Any]]
 """One tensor for each image."""

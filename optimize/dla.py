@@ -27,8 +27,9 @@ from optimize.calibrate import Scales
 from optimize.dla_layers import MAX_WINDOW
 from optimize.dla_report import DlaReport, dla_report
 from optimize.files import write_bytes, write_model
+from optimize.graph_index import GraphIndex
 from optimize.qdq import check_scales
-from optimize.qdq_placement import GraphIndex, Placement
+from optimize.qdq_placement import Placement
 
 DLA_NAME = "dla.onnx"
 CACHE_NAME = "dla.cache"

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from optimize.qdq_placement import GraphIndex
+from optimize.graph_index import GraphIndex
 
 MAX_BATCH, MAX_SIDE = 4096, 8192
 MAX_WINDOW = 8

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 
 from deploy.errors import LabError
 from optimize.fidelity import Fidelity, compare_models, plain_session
-from optimize.qdq_placement import GraphIndex, output_axis
+from optimize.graph_index import GraphIndex, output_axis
 
 # What is done channel by channel and commutes with a factor above 0.
 CHANNELWISE = ("MaxPool", "AveragePool", "GlobalAveragePool", "Identity")

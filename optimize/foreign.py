@@ -19,7 +19,7 @@ from deploy.errors import LabError
 from deploy.runner import TensorSpec, check_feed
 from optimize.export import OPSET
 from optimize.foreign_checks import STANDARD, graph_problems, load_proto, opset_of, place, raise_for, some
-from optimize.qdq_placement import GraphIndex
+from optimize.graph_index import GraphIndex
 
 LARGEST_BYTES = 2**31 - 2**20
 """A protobuf ends at 2 GiB, and so does a file without external data."""

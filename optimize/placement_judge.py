@@ -11,8 +11,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from deploy.errors import LabError
+from optimize.graph_index import WEIGHTED
 from optimize.layer_table import EngineLayer, EngineTable, EngineTensor
-from optimize.qdq_placement import WEIGHTED, Placement
+from optimize.qdq_placement import Placement
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 INT8 = "Int8"

@@ -22,8 +22,8 @@ from optimize.calibrate import LEVELS
 from optimize.export import INPUT_NAME, OUTPUT_NAME, check_static_size
 from optimize.fidelity import plain_session, snr_db
 from optimize.files import write_model
+from optimize.graph_index import PASS_ON, GraphIndex, output_axis
 from optimize.qdq import weight_scales
-from optimize.qdq_placement import PASS_ON, GraphIndex, output_axis
 
 BF16_OPSET = 22
 """The first in which a Conv may be bfloat16; from the export's 20 to it our ops change in types alone."""

@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from deploy.errors import LabError
 from optimize.calibrate import LEVELS, Scales
-from optimize.qdq_placement import Placement, QuantisedTensor, output_axis
+from optimize.graph_index import output_axis
+from optimize.qdq_placement import Placement, QuantisedTensor
 
 NumberFormat = Literal["s8", "u8"]
 BIAS_LIMIT = 2.0**30

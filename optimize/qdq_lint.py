@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from optimize.qdq_placement import WEIGHTED, GraphIndex, output_axis
+from optimize.graph_index import WEIGHTED, GraphIndex, output_axis
 
 AGAIN = "quantise the FP32 file again"
 

@@ -17,9 +17,9 @@ from deploy.progress import progress
 from optimize.calibrate import Scales
 from optimize.export import INPUT_NAME, OUTPUT_NAME
 from optimize.fidelity import snr_db
+from optimize.graph_index import GraphIndex
 from optimize.int8_latency import layer_times
 from optimize.qdq import emit
-from optimize.qdq_placement import GraphIndex
 from optimize.stage import open_session, time_in_turns
 
 Labelled = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]

@@ -15,7 +15,8 @@ from deploy.errors import LabError
 from deploy.target_file import read_jetpacks
 from optimize.calibrate import Scales, calibrate
 from optimize.dla import TENSORRT, format_cache, read_cache, to_dla, with_neighbours, write_dla
-from optimize.qdq_placement import GraphIndex, quantised_tensors
+from optimize.graph_index import GraphIndex
+from optimize.qdq_placement import quantised_tensors
 from tests.residual_graph import FRAGILE, images, residual, saved
 from tests.tiny_onnx import chain
 

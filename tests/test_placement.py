@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from deploy.errors import LabError
 from optimize import rtx_build
+from optimize.graph_index import GraphIndex
 from optimize.placement import Checked, Task, check, main
 from optimize.qdq import emit
 from optimize.qdq_lint import lint
-from optimize.qdq_placement import GraphIndex
 from optimize.rtx_build import COMPUTE_CAPABILITIES
 from tests import residual_graph
 from tests.test_optimize_qdq import residual_scales
