@@ -174,9 +174,9 @@ def _build(
     timing = path.with_name(f"{slug(str(target.api))}.{target.slug}.timing")
     plan = build_plan(
         target.api,
-        bundle.path(variant),
+        bundle.path(variant).read_bytes(),
         options,
-        label=variant,
+        label=str(bundle.path(variant)),
         compute_capabilities=target.compute_capabilities,
         workspace_bytes=_workspace_bytes(target, options),
         timings=timing.read_bytes() if timing.is_file() else b"",

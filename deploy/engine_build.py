@@ -6,7 +6,6 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from deploy.build_phases import Phases
@@ -64,7 +63,7 @@ class Plan:
 
 def build_plan(
     api: TensorRT,
-    model: Path,
+    content: bytes,
     options: BuildOptions,
     *,
     label: str,
@@ -74,7 +73,8 @@ def build_plan(
 ) -> Plan:
     """Parse and build. Ctrl-C stops the build within a step of it.
 
-    label: for the progress bar and errors. compute_capabilities: GPUs to build for; none: this machine's.
+    content: of an ONNX file. label: of it, for the progress bar and errors.
+    compute_capabilities: GPUs to build for; none: this machine's.
     timings: content of a timing cache, may be empty.
     Raises LabError for a file that the parser does not take, with every error that it tells, for a free side
     that is not the batch, and for a build that fails.
@@ -82,9 +82,9 @@ def build_plan(
     builder = api.builder()
     network = api.network(builder)
     parser = api.parser(network)
-    _parse(api, parser, network, model)
+    _parse(api, parser, network, content, label)
     config = api.config(builder)
-    batch = _set_batch(builder, config, network, options, model)
+    batch = _set_batch(builder, config, network, options, label)
     if not options.tf32:
         api.without_tf32(config)
     if workspace_bytes is not None:
@@ -101,23 +101,19 @@ def build_plan(
     return Plan(data, quantised, batch, _content(cache), seconds)
 
 
-def _parse(api: TensorRT, parser: Parser, network: Network, model: Path) -> None:
-    try:
-        content = model.read_bytes()
-    except OSError as error:
-        raise LabError(f"{model}: {error.strerror}; give the path of an ONNX file") from error
+def _parse(api: TensorRT, parser: Parser, network: Network, content: bytes, label: str) -> None:
     api.log.take()
     if not parser.parse(content) or parser.num_errors:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         lines = [f"{_where(e.node(), e.node_name(), e.node_operator())}: {_plain(e.desc())}" for e in errors]
         text = "\n  ".join(["", *(lines or [f"{_NO_NODE}: {_plain(api.log.take())}"])])
         raise LabError(
-            f"{model}: {api} does not take this network, {max(1, len(errors))} error(s):{text}\n"
+            f"{label}: {api} does not take this network, {max(1, len(errors))} error(s):{text}\n"
             f"{_remedy(text)}"
         )
     if not network.num_layers or not network.num_outputs:
         raise LabError(
-            f"{model}: holds no network ({len(content):,} bytes); copy or export the ONNX file again"
+            f"{label}: holds no network ({len(content):,} bytes); copy or export the ONNX file again"
         )
 
 
@@ -148,16 +144,16 @@ def _plain(text: str) -> str:
 
 
 def _set_batch(
-    builder: Builder, config: Config, network: Network, options: BuildOptions, model: Path
+    builder: Builder, config: Config, network: Network, options: BuildOptions, label: str
 ) -> tuple[int, int, int]:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     if free := [f"{t.name} {sides(t.shape)}" for t in inputs if -1 in sides(t.shape)[1:]]:
         raise LabError(
-            f"{model}: {', '.join(free)}: a side other than the batch is free (-1); export it with a fixed "
+            f"{label}: {', '.join(free)}: a side other than the batch is free (-1); export it with a fixed "
             "size"
         )
     if not any(-1 in sides(t.shape) for t in inputs):
-        return _fixed_batch(inputs, options, model)
+        return _fixed_batch(inputs, options, label)
     batch = options.batch or DEFAULT_BATCH
     profile = builder.create_optimization_profile()
     for tensor in inputs:
@@ -168,11 +164,11 @@ def _set_batch(
     return batch
 
 
-def _fixed_batch(inputs: list[NetworkTensor], options: BuildOptions, model: Path) -> tuple[int, int, int]:
+def _fixed_batch(inputs: list[NetworkTensor], options: BuildOptions, label: str) -> tuple[int, int, int]:
     size = sides(inputs[0].shape)[0]
     if options.batch not in (None, (size, size, size)):
         raise LabError(
-            f"{model}: was exported for batch {size} only; leave the batch out, or export it with a free one"
+            f"{label}: was exported for batch {size} only; leave the batch out, or export it with a free one"
         )
     return size, size, size
 

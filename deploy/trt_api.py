@@ -32,18 +32,22 @@ _DTYPES = {
 
 
 class Log:
-    """What TensorRT said since it was last asked, errors only."""
+    """What TensorRT said: its errors since it was last asked, and where `verbose` everything."""
 
-    def __init__(self, module: ModuleType) -> None:
+    def __init__(self, module: ModuleType, verbose: bool) -> None:
         kept: list[str] = []
+        everything: list[str] = []
         limit = int(module.ILogger.ERROR)
 
         class Logger(module.ILogger):  # type: ignore[misc, name-defined]  # its base is known at run time only
             def log(self, severity: Any, message: str) -> None:
+                if verbose:
+                    everything.append(message)
                 if int(severity) <= limit:
                     kept.append(message)
 
         self.logger = Logger()
+        self.everything = everything
         self._kept = kept
 
     def take(self) -> str:
@@ -58,6 +62,8 @@ class TensorRT:
     """One TensorRT library. `version` is as the module says it: an engine runs with no other one."""
 
     module: Any
+    verbose: bool = False
+    """Whether the log keeps everything, hundreds of kilobytes a build."""
 
     @property
     def rtx(self) -> bool:
@@ -77,7 +83,7 @@ class TensorRT:
 
     @cached_property
     def log(self) -> Log:
-        return Log(self.module)
+        return Log(self.module, self.verbose)
 
     @cached_property
     def runtime(self) -> Runtime:

@@ -65,8 +65,8 @@ def uint8_128(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_int32_bias, r"refuses .*a2\.bias_DequantizeLinear \(DequantizeLinear\): .*Int32"),
-        (uint8_128, r"refuses .*r0_QuantizeLinear \(QuantizeLinear\): .*[Zz]ero point"),
+        (_int32_bias, r"(?s)does not take .*a2\.bias_DequantizeLinear \(DequantizeLinear\): .*Int32"),
+        (uint8_128, r"(?s)does not take .*r0_QuantizeLinear \(QuantizeLinear\): .*[Zz]ero point"),
     ],
 )
 def test_what_the_parser_refuses_is_named(
@@ -162,5 +162,5 @@ def test_nodes_without_names_get_some(tmp_path: Path) -> None:
 def test_a_dynamic_size_is_refused(tmp_path: Path) -> None:
     model = small()
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
-    with pytest.raises(LabError, match="only the batch may be dynamic"):
+    with pytest.raises(LabError, match="a side other than the batch is free"):
         checked(model, tmp_path)
