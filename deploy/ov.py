@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +56,7 @@ def compile_model(path: Path, threads: int, emulate: bool) -> tuple[Any, str]:
         raise LabError("the backend openvino is not installed: pip install openvino") from error
     version = str(openvino.__version__).partition("-")[0]
     try:
-        return openvino.Core().compile_model(path, "CPU", _properties(threads, emulate)), version
+        return _core(openvino).compile_model(path, "CPU", _properties(threads, emulate)), version
     # It wraps all of its own (bad protobuf, unknown operator, later opset) in RuntimeError, and a path that
     # is no file in others.
     except Exception as error:
@@ -63,6 +64,14 @@ def compile_model(path: Path, threads: int, emulate: bool) -> tuple[Any, str]:
             f"{path}: OpenVINO {version} cannot open it ({_reason(error)}); "
             "update openvino or export for a lower opset"
         ) from error
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """One for the process. Where the CPU has AMX, each core gives this thread a stack for signals and puts back
+    at its end what it found: of two that overlap the last puts back what the first has freed, and after that
+    any signal, such as Ctrl-C, is a crash."""
+    return openvino.Core()
 
 
 def _properties(threads: int, emulate: bool) -> dict[str, Any]:

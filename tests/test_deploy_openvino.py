@@ -25,6 +25,7 @@ from deploy.table import rows
 from optimize.calibrate import calibrate
 from optimize.qdq import NumberFormat, emit
 from tests import residual_graph
+from tests.processes import python
 from tests.test_deploy_bundle import SIZE, tiny_bundle, tiny_onnx
 
 FORMS = {"fp32": "fp32", "s8": "int8", "u8": "int8"}
@@ -176,3 +177,19 @@ def test_verify_compares_it_with_what_the_bundle_says(
 ) -> None:
     assert main(["verify", str(shared.root), "--backend", "openvino"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ok"] * 5
+
+
+def test_a_signal_after_two_models_are_closed_reaches_its_handler(residual: Bundle) -> None:
+    """On a CPU with AMX two of OpenVINO's cores left a freed stack for signals: Ctrl-C was a crash."""
+    code = """
+import signal, sys
+from pathlib import Path
+from deploy.ov import compile_model
+first, second = (compile_model(Path(sys.argv[1]), 1, False)[0] for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = python("-c", code, str(residual.path("fp32")))
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
