@@ -68,9 +68,11 @@ def compile_model(path: Path, threads: int, emulate: bool) -> tuple[Any, str]:
 
 @cache
 def _core(openvino: Any) -> Any:
-    """One for the process. Where the CPU has AMX, each core gives this thread a stack for signals and puts back
-    at its end what it found: of two that overlap the last puts back what the first has freed, and after that
-    any signal, such as Ctrl-C, is a crash."""
+    """One for the process.
+
+    Where the CPU has AMX, each core gives this thread a stack for signals and puts back at its end what it
+    found. Of two that overlap the last puts back what the first has freed, and then Ctrl-C is a crash.
+    """
     return openvino.Core()
 
 
