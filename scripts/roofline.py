@@ -201,6 +201,8 @@ def _model(
 
 def _call(onnxruntime: Any, threads: int, model: onnx.ModelProto) -> Call:
     options = session_options(onnxruntime, threads, emulate=False)
+    # Hundreds of sessions are open, and the threads of one would wait busily while the next is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
