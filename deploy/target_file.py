@@ -116,7 +116,7 @@ def _value(hint: Any, raw: Any, where: str, mistakes: list[str]) -> Any:
             _value(inner[0], key, where, mistakes)
         return {key: _value(inner[1], item, f"{where}.{key}", mistakes) for key, item in raw.items()}
     if type(None) in inner:
-        return None if raw is None else _value(Union[inner[:-1]], raw, where, mistakes)  # noqa: UP007
+        return None if raw is None else _value(Union[inner[:-1]], raw, where, mistakes)  # noqa: UP007  # no `|` of a tuple
     if hint is float and type(raw) in (int, float) and math.isfinite(raw):
         return float(raw)
     if hint is not float and type(raw) is hint:  # not isinstance: true is no number here

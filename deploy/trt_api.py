@@ -167,7 +167,7 @@ class TensorRT:
     def monitor(self, phases: Phases) -> Any:
         """TensorRT's progress monitor, which tells `phases` and stops the build once they are cancelled."""
 
-        class Monitor(self.module.IProgressMonitor):  # type: ignore[misc, name-defined]
+        class Monitor(self.module.IProgressMonitor):  # type: ignore[misc, name-defined]  # as Logger above
             def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
                 phases.start(phase_name, parent_phase, num_steps)
 

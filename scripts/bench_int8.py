@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -175,7 +176,7 @@ def take_turns(
             for batch in BATCHES:
                 given = np.resize(images, (batch, *images.shape[1:]))
                 samples = measure_latency(
-                    lambda entry=entry, given=given: entry.run(given),  # type: ignore[misc]
+                    partial(entry.run, given),
                     warmup_s=WARMUP_S,
                     min_duration_s=seconds,
                     min_count=3,

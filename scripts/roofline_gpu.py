@@ -50,6 +50,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @cache
 def _kernel() -> tuple[Any, Callable[[int, int], int]]:
     try:
+        # Triton ships no types, and with torch for a CPU it is not there at all.
         import triton  # type: ignore[import-untyped,unused-ignore]
         import triton.language as tl  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
