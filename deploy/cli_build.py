@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deploy.bench import made_for
 from deploy.bundle import open_bundle
+from deploy.cli import add_bundle
 from deploy.cuda import find_cuda
 from deploy.engine import BuiltEngine, check_engine, find_target, ready_engine
 from deploy.engine_build import DEFAULT_BATCH, BuildOptions
@@ -17,12 +18,12 @@ from deploy.errors import LabError
 from deploy.trt_api import find_tensorrt
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from deploy.cli import Commands
 
 _CANCELLED = 130  # as a shell reports a program that Ctrl-C ended
 
 
-def add_build(commands: Commands) -> None:
+def add_build(commands: Commands, own: Path | None) -> None:
     """The parser of `build`."""
     parser = commands.add_parser(
         "build",
@@ -31,7 +32,7 @@ def add_build(commands: Commands) -> None:
         "that still fit, and say in which precision their layers are.",
         epilog="example: python -m deploy build runs/digits/bundle --variant int8",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    add_bundle(parser, own)
     parser.add_argument(
         "--variant", nargs="+", metavar="NAME", help="which variants (default: those made for tensorrt)"
     )

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.bundle import open_bundle
+from deploy.cli import add_bundle
 from deploy.estimate import estimate
 from deploy.estimate_table import format_estimates
 from deploy.target import load_target, target_names
 from deploy.target_table import format_target, format_targets
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from deploy.cli import Commands
 
 
 def add_targets(commands: Commands) -> None:
@@ -33,7 +34,7 @@ def add_targets(commands: Commands) -> None:
     parser.set_defaults(command=_targets)
 
 
-def add_estimate(commands: Commands) -> None:
+def add_estimate(commands: Commands, own: Path | None) -> None:
     """The parser of `estimate`."""
     parser = commands.add_parser(
         "estimate",
@@ -41,7 +42,7 @@ def add_estimate(commands: Commands) -> None:
         description="Latency, throughput and energy of each variant on a target, as ranges, layer by layer.",
         epilog="example: python -m deploy estimate runs/digits/bundle --target orin_nano_8gb --variant int8",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    add_bundle(parser, own)
     parser.add_argument(
         "--target", required=True, metavar="NAME", help="as `python -m deploy targets` lists them"
     )

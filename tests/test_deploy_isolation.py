@@ -42,7 +42,7 @@ def run(code: str, *arguments: object) -> str:
 def test_it_checks_and_measures_a_bundle_alone(tmp_path: Path) -> None:
     code = """
 import pkgutil, importlib, deploy
-for module in pkgutil.iter_modules(deploy.__path__, "deploy."):
+for module in pkgutil.walk_packages(deploy.__path__, "deploy."):
     if module.name != "deploy.__main__":
         importlib.import_module(module.name)
 from deploy.__main__ import main
@@ -56,7 +56,7 @@ def test_importing_needs_numpy_and_nothing_else() -> None:
     code = """
 import pkgutil, importlib, deploy
 before = set(sys.modules)
-for module in pkgutil.iter_modules(deploy.__path__, "deploy."):
+for module in pkgutil.walk_packages(deploy.__path__, "deploy."):
     importlib.import_module(module.name)
 tops = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(tops - set(sys.stdlib_module_names) - {"deploy", "numpy"}))

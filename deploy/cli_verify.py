@@ -1,0 +1,34 @@
+"""`python -m deploy verify BUNDLE`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.cli import add_bundle, add_runner, add_samples
+from deploy.verify import verify
+
+if TYPE_CHECKING:
+    from deploy.cli import Commands
+
+
+def add_verify(commands: Commands, own: Path | None) -> None:
+    """The parser of `verify`."""
+    parser = commands.add_parser(
+        "verify",
+        help="compare each variant's outputs here with those that came with the bundle",
+        description="Check every file's SHA-256 and each variant's outputs on the bundle's own samples. "
+        "Exit code 1 when a check fails, 2 when the bundle cannot be opened.",
+        epilog="example: python -m deploy verify runs/digits/bundle --images photos/test",
+    )
+    add_bundle(parser, own)
+    add_runner(parser)
+    add_samples(parser)
+    parser.set_defaults(command=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify(options.bundle, options.images, options.backend, options.threads, options.inputs)
+    print(report)
+    return 0 if report.ok else 1
