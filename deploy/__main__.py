@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.cli import as_called, open_bundle_option
 from deploy.cli_bench import add_bench
 from deploy.cli_build import add_build, add_engine
 from deploy.cli_layers import add_layers
@@ -15,25 +16,28 @@ from deploy.cli_verify import add_verify
 from deploy.errors import LabError
 
 
-def main(argv: Sequence[str] | None = None, own: Path | None = None) -> int:
-    """own: the bundle of the .pyz that is running, which the commands then work on.
+def main(argv: Sequence[str] | None = None, own: Path | None = None, archive: Path | None = None) -> int:
+    """own: the bundle of the .pyz that is running, which the commands then work on; archive: that file.
 
     Exit code 0; 1 when a check of `verify` fails; 2 for a user's mistake, told on stderr.
     """
-    options = _parser(own).parse_args(argv)
+    called = None if archive is None else f"python3 {archive.name}"
+    options = _parser(own, archive, called).parse_args(argv)
     try:
+        open_bundle_option(options)
         return int(options.command(options))
     except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_called(str(error), called)}", file=sys.stderr)
         return 2
 
 
-def _parser(own: Path | None) -> argparse.ArgumentParser:
+def _parser(own: Path | None, archive: Path | None, called: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy",
+        prog=called or "python -m deploy",
         description="Measure or check a bundle on this machine, build its engines, tell what devices can do, "
         "or estimate how fast a bundle will be there.",
     )
+    parser.set_defaults(archive=archive)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_bench(commands, own)
     add_verify(commands, own)
@@ -42,6 +46,9 @@ def _parser(own: Path | None) -> argparse.ArgumentParser:
     add_layers(commands)
     add_targets(commands)
     add_estimate(commands, own)
+    for command in commands.choices.values():
+        command.epilog = as_called(command.epilog or "", called)
+        command.description = as_called(command.description or "", called)
     return parser
 
 
