@@ -191,3 +191,22 @@ def test_a_signature_is_demanded(
     assert "is not signed" in refused.stderr
     assert main(["verify", str(whole.with_name("bundle")), "--require-signature", str(public)]) == 2
     assert "only a .pyz can be signed" in capsys.readouterr().err
+
+
+def test_it_classifies_an_image(whole: Path, cache: Path) -> None:
+    done = run_pyz(whole, "classify", "--variant", "int8", cache=cache)
+    assert done.returncode == 0, done.stderr
+    first, best, *_ = done.stdout.splitlines()
+    assert "000.png: int8, onnxruntime, " in first
+    assert best.split()[-1] == "red"
+    assert run_pyz(whole, "classify", "--image", "nowhere.png", cache=cache).returncode == 2
+
+
+def test_a_reader_that_has_enough_is_no_error(whole: Path, cache: Path) -> None:
+    command = f"{sys.executable} {whole} targets | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], env={"EDGELAB_CACHE": str(cache), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.startswith("target ")
