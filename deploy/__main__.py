@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None, own: Path | None = None, archive: Pa
     options = _parser(arguments[:1], own, archive, called).parse_args(arguments)
     try:
         open_bundle_option(options)
-        return int(options.command(options))
+        status = int(options.command(options))
+        sys.stdout.flush()
+        return status
     except LabError as error:
         print(f"error: {as_called(str(error), called)}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -202,11 +203,14 @@ def test_it_classifies_an_image(whole: Path, cache: Path) -> None:
     assert run_pyz(whole, "classify", "--image", "nowhere.png", cache=cache).returncode == 2
 
 
-def test_a_reader_that_has_enough_is_no_error(whole: Path, cache: Path) -> None:
-    command = f"{sys.executable} {whole} targets | head -1"
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_error(whole: Path, cache: Path, unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
     done = subprocess.run(
-        ["bash", "-c", command], env={"EDGELAB_CACHE": str(cache), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, check=False,
+        [sys.executable, str(whole), "targets"],
+        env={"EDGELAB_CACHE": str(cache), "PYTHONUNBUFFERED": unbuffered},
+        stdout=write, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
-    assert done.stderr == ""
-    assert done.stdout.startswith("target ")
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
