@@ -11,8 +11,8 @@ set -euo pipefail
 
 FOLDER=$(realpath -m "${1:?folder}")
 PIP=${2:-python3 -m pip}
-# Of the versions for this Python, 1.24 and later end in a crash under qemu 7.2.
-LIBRARIES=("numpy" "onnxruntime==1.23.2" "pillow")
+# ONNX Runtime 1.32 ends in a crash under qemu 7.2.
+LIBRARIES=("numpy==2.4.6" "onnxruntime==1.23.2" "pillow==13.0.0")
 # Has the dot product of Orin's Cortex-A78AE, and no more than that (SVE is slow to emulate).
 CPU=cortex-a76
 
@@ -65,7 +65,7 @@ rm -rf "$FOLDER/wheels"
 cat > "$FOLDER/python" <<EOF
 #!/bin/sh
 # The child processes that Python starts are this script again: it is what sys.executable says.
-PYTHONHOME="$FOLDER/root/usr" PYTHONPATH="$FOLDER/site" PYTHONEXECUTABLE="$FOLDER/python" PYTHONDONTWRITEBYTECODE= \\
+PYTHONHOME="$FOLDER/root/usr" PYTHONPATH="$FOLDER/site" \\
     exec qemu-aarch64-static -cpu $CPU -0 "$FOLDER/python" -L "$FOLDER/root" "$FOLDER/root/usr/bin/$PYTHON" "\$@"
 EOF
 chmod +x "$FOLDER/python"

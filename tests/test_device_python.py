@@ -14,6 +14,7 @@ def test_the_pyz_runs_where_neither_torch_nor_hydra_is(tmp_path: Path) -> None:
     assert {"torch", "hydra"} <= set(ABSENT)
     assert found_by(python, ABSENT) == []
     assert found_by(python, ["numpy", "onnxruntime", "PIL"]) == ["numpy", "onnxruntime", "PIL"]
+    archive = tiny_pyz(tmp_path / "made")
     for command in (
         ["verify"],
         ["targets"],
