@@ -6,7 +6,9 @@ proves how such a child is read, ended and started again. It proves nothing of V
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,15 @@ def starts(log: Path) -> list[int]:
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
-def is_alive(pid: int) -> bool:
+def all_end(log: Path, within_s: float = 30.0) -> bool:
+    """Whether all that were started come to their end: a signal takes a moment to arrive."""
+    deadline, pause = time.monotonic() + within_s, Event()
+    while any(map(_is_alive, starts(log))) and time.monotonic() < deadline:
+        pause.wait(0.01)
+    return not any(map(_is_alive, starts(log)))
+
+
+def _is_alive(pid: int) -> bool:
     """Zombies are not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

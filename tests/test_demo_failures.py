@@ -19,7 +19,7 @@ from deploy.demo.show import Lane
 from deploy.errors import LabError
 from deploy.runner import Arrays, Feed
 from tests.demo_shows import FP32, INT8, LONG_S, RED, news, shows, threads_left, until, with_source
-from tests.fake_camera import fake_camera, is_alive, starts
+from tests.fake_camera import all_end, fake_camera, starts
 from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 
@@ -63,7 +63,7 @@ def test_a_camera_that_vanishes_is_looked_for_until_it_is_back(
         shows(show, lambda s: s.message == "camera:0: sh ended with exit code 3; looking for it again")
         assert show.status().state == "waiting"
         shows(show, lambda s: s.state == "playing" and s.message is None and len(starts(log)) == 2)
-    assert not [pid for pid in starts(log) if is_alive(pid)]
+    assert all_end(log)
 
 
 def test_only_the_monotonic_clock_counts(

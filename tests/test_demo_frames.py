@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deploy.demo.commands import Command, video
 from deploy.demo.frames import MAX_PIXELS, Frames
 from deploy.errors import LabError
-from tests.fake_camera import fake_camera, frame_number, is_alive, starts
+from tests.fake_camera import all_end, fake_camera, frame_number, starts
 
 
 def play(command: Command, silence_s: float = 30.0) -> tuple[list[NDArray[Any]], str | None]:
@@ -46,14 +46,14 @@ def test_whole_frames_come_and_the_end_has_a_reason(tmp_path: Path, end: str, re
     assert [frame_number(image) for image in images] == [1, 2, 3]
     assert {image.shape for image in images} == {(2, 2, 3)}
     assert not any(image.flags.writeable for image in images)
-    assert not [pid for pid in starts(log) if is_alive(pid)]
+    assert all_end(log)
 
 
 @pytest.mark.parametrize(("end", "words"), [("babble", "no picture but b'Setting"), ("huge", "999999999 x")])
 def test_what_is_no_frame_is_refused(tmp_path: Path, end: str, words: str) -> None:
     with pytest.raises(LabError, match=words):
         play(fake_camera(tmp_path / "log", 0, end))
-    assert not [pid for pid in starts(tmp_path / "log") if is_alive(pid)]
+    assert all_end(tmp_path / "log")
 
 
 def test_a_reader_that_leaves_in_the_middle_leaves_no_child_and_no_descriptor(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_reader_that_leaves_in_the_middle_leaves_no_child_and_no_descriptor(tm
         with Frames(fake_camera(log, 100_000, end), Event()) as frames:
             assert frame_number(next(iter(frames))) == 1
         assert starts(log)
-        assert not [pid for pid in starts(log) if is_alive(pid)]
+        assert all_end(log)
     assert before == (os.listdir("/proc/self/fd") if before else [])
 
 

@@ -18,7 +18,7 @@ from deploy.demo.show import Lane
 from deploy.errors import LabError
 from deploy.preprocess import load_image, preprocess
 from tests.demo_shows import FP32, INT8, RED, news, shows, threads_left, until, with_source
-from tests.fake_camera import fake_camera, frame_number, is_alive, starts
+from tests.fake_camera import all_end, fake_camera, frame_number
 from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 
@@ -149,7 +149,7 @@ def test_lanes_are_switched_while_pictures_come(bundle: Bundle, tmp_path: Path) 
                     show.switch(side, wrong)
             assert show.status().lanes == (lane, INT8)
             assert show.status().message is None
-    assert not [pid for pid in starts(tmp_path / "log") if is_alive(pid)]
+    assert all_end(tmp_path / "log")
 
 
 def test_a_slow_classifier_sees_the_newest_picture_and_a_slow_viewer_is_no_brake(
