@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deploy.cli_bench import add_bench
 from deploy.cli_build import add_build, add_engine
+from deploy.cli_doctor import add_doctor
 from deploy.cli_layers import add_layers
 from deploy.cli_targets import add_estimate, add_targets
 from deploy.cli_verify import add_verify
@@ -18,7 +19,8 @@ from deploy.errors import LabError
 def main(argv: Sequence[str] | None = None, own: Path | None = None) -> int:
     """own: the bundle of the .pyz that is running, which the commands then work on.
 
-    Exit code 0; 1 when a check of `verify` fails; 2 for a user's mistake, told on stderr.
+    Exit code 0; 1 when a check of `verify` fails, or `doctor` finds that nothing can run; 2 for a user's
+    mistake, told on stderr.
     """
     options = _parser(own).parse_args(argv)
     try:
@@ -31,10 +33,11 @@ def main(argv: Sequence[str] | None = None, own: Path | None = None) -> int:
 def _parser(own: Path | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy",
-        description="Measure or check a bundle on this machine, build its engines, tell what devices can do, "
-        "or estimate how fast a bundle will be there.",
+        description="Look at this machine, measure or check a bundle on it, build its engines, tell what "
+        "devices can do, or estimate how fast a bundle will be there.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_doctor(commands, own)
     add_bench(commands, own)
     add_verify(commands, own)
     add_build(commands, own)
