@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deploy.clocks import read_clocks
 from deploy.device_state import DeviceState, read_state
 from deploy.engine_cache import engines_folder
 from deploy.finding import Finding
@@ -147,7 +148,7 @@ def _look(
         ("dla", lambda: probe_dla(module, release, python)),
         ("memory", lambda: probe_memory(root, module)),
         ("disk", lambda: probe_disk(folder)),
-        ("power_mode", lambda: probe_power_mode(module, read_modes(root))),
+        ("power_mode", lambda: probe_power_mode(module, read_modes(root), read_clocks(root).get("gpu"))),
         ("clocks", lambda: probe_clocks(root, module, state)),
         ("temperature", lambda: probe_temperature(state)),
         ("throttling", lambda: probe_throttling(state)),

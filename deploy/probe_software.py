@@ -50,6 +50,8 @@ def probe_jetpack(module: Module, release: Release) -> Finding:
             "flash JetPack 6.1 or later",
             facts,
         )
+    if module.why_no_target:
+        return Finding("jetpack", "note", f"{words}; no table to look it up in, see machine", facts=facts)
     row = release.row(module.target.jetpacks) if module.target else None
     if row is None:
         return Finding(

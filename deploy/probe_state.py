@@ -16,10 +16,15 @@ from deploy.power_meters import find_meter
 from deploy.system_files import read_text
 
 _HOT_CELSIUS = 85.0
+# Drivers round a mode's cap to a step of theirs (612 to 624.75 MHz); some of the targets' clocks are derived.
+_NOT_THE_MODES = 0.1
 
 
-def probe_power_mode(module: Module, modes: PowerModes) -> Finding:
-    """With the fastest one, by the target's own peaks; of an unknown module it is the one called MAXN."""
+def probe_power_mode(module: Module, modes: PowerModes, gpu: Clock | None) -> Finding:
+    """With the fastest one, by the target's own peaks; of an unknown module it is the one called MAXN.
+
+    gpu: its clock, by which one sees whether nvpmodel did what its status says.
+    """
     if module.soc is None:
         return Finding(
             "power_mode", "ok", "none: this is no Jetson", facts={"current": None, "fastest": None}
@@ -28,10 +33,29 @@ def probe_power_mode(module: Module, modes: PowerModes) -> Finding:
     facts = {"current": modes.current, "fastest": fastest, "modes": list(modes.names.values())}
     if modes.current is None:
         return Finding("power_mode", "note", "unknown: nvpmodel does not say", "sudo nvpmodel -q", facts)
+    if applied := _not_applied(module, modes.current, gpu):
+        return Finding(
+            "power_mode", "note", applied, f"sudo nvpmodel -m {modes.number(modes.current)}", facts
+        )
     if fastest is None or fastest == modes.current:
         return Finding("power_mode", "ok", modes.current + (", the fastest" if fastest else ""), facts=facts)
     words = f"{modes.current}; {fastest} is the fastest"
     return Finding("power_mode", "note", words, f"sudo nvpmodel -m {modes.number(fastest)}", facts)
+
+
+def _not_applied(module: Module, current: str, gpu: Clock | None) -> str | None:
+    """nvpmodel can fail at the system's start and leave its status as it was."""
+    known = (
+        [mode for mode in module.target.power_modes if mode.name.lower() == current.lower()]
+        if module.target
+        else []
+    )
+    if not known or gpu is None or gpu.most is None or abs(gpu.most / known[0].gpu_mhz - 1) < _NOT_THE_MODES:
+        return None
+    return (
+        f"{current} by nvpmodel's status, but the GPU's highest clock is {gpu.most:.0f} MHz and not the "
+        f"mode's {known[0].gpu_mhz:.0f}: not applied"
+    )
 
 
 def _fastest(module: Module, modes: PowerModes) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from deploy.manifest import Bundle, Variant
 from tests.device_trees import agx_orin, orin_nano
 from tests.doctor_python import interpreter, looked, tensorrt
 from tests.machine_trees import bare_vm, cpuinfo
-from tests.system_tree import memory
+from tests.system_tree import devfreq, memory
 from tests.test_deploy_bundle import tiny_bundle
 
 
@@ -84,6 +85,25 @@ def test_a_patch_release_is_looked_up_as_what_it_patches(
     _, findings = looked(tmp_path, orin_nano() | release)
     assert findings["jetpack"].facts.get("row") == row
     assert findings["jetpack"].status == ("ok" if row else "note")
+
+
+def test_a_power_mode_that_was_not_applied(tmp_path: Path) -> None:
+    """As after a start at which nvpmodel.service failed."""
+    free = devfreq("17000000.gpu", 306000000, 306000000, 1020000000)
+    _, findings = looked(tmp_path, orin_nano() | free)
+    assert findings["power_mode"].text.startswith(
+        "15W by nvpmodel's status, but the GPU's highest clock is 1020"
+    )
+    assert findings["power_mode"].remedy == "sudo nvpmodel -m 0"
+
+
+def test_targets_that_cannot_be_read_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    _, findings = looked(tmp_path, orin_nano(), interpreter(tensorrt=tensorrt("10.3.0")))
+    assert "pip install pyyaml" in findings["machine"].text
+    assert findings["jetpack"].text.endswith("no table to look it up in, see machine")
+    assert findings["power_mode"].text == "15W; MAXN_SUPER is the fastest"
+    assert findings["tensorrt"].facts["usable"] is True
 
 
 def test_little_memory_and_no_swap_are_told(tmp_path: Path) -> None:
