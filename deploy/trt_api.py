@@ -19,7 +19,7 @@ from deploy.trt_types import Builder, Config, Context, Engine, Named, Network, P
 
 NAMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 """Modules in the order they are tried; the last is there where TensorRT-RTX is installed by its parts."""
-_OLDEST = 10
+OLDEST = 10
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -237,9 +237,9 @@ def find_tensorrt(names: Sequence[str] = NAMES) -> TensorRT:
             "pip install tensorrt-rtx"
         )
     api = TensorRT(module)
-    if not api.rtx and int(api.version.partition(".")[0]) < _OLDEST:
+    if not api.rtx and int(api.version.partition(".")[0]) < OLDEST:
         raise LabError(
-            f"{api} is too old: {_OLDEST}.0 is the least (JetPack 6.1). JetPack 5 cannot run these engines: "
+            f"{api} is too old: {OLDEST}.0 is the least (JetPack 6.1). JetPack 5 cannot run these engines: "
             "flash JetPack 6.1 or later, or run the int8-cpu variant with ONNX Runtime"
         )
     return api

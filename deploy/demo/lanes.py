@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from deploy.backends import BACKENDS, check_backend
+from deploy.backends import BACKENDS, cannot_run, check_backend
 from deploy.bench import made_for
 from deploy.bundle import Bundle
 from deploy.cuda import CudaError, find_cuda
@@ -13,7 +13,6 @@ from deploy.demo.show import Lane
 from deploy.errors import LabError
 from deploy.manifest import Variant
 from deploy.trt_api import find_tensorrt
-from deploy.verify import cannot_run
 
 BEST_FIRST = ("tensorrt", "onnxruntime", "openvino")
 
