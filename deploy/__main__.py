@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deploy.cli_bench import add_bench
 from deploy.cli_build import add_build, add_engine
+from deploy.cli_demo import add_demo
 from deploy.cli_layers import add_layers
 from deploy.cli_targets import add_estimate, add_targets
 from deploy.cli_verify import add_verify
@@ -37,6 +38,7 @@ def _parser(own: Path | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_bench(commands, own)
     add_verify(commands, own)
+    add_demo(commands, own)
     add_build(commands, own)
     add_engine(commands)
     add_layers(commands)
