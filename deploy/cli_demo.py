@@ -43,7 +43,8 @@ def add_demo(commands: Commands, own: Path | None) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--backend", nargs="+", metavar="NAME",
-        help=f"for all, or one for each --variant; of: {', '.join(BACKENDS)}",
+        help=f"one for all, or one for each --variant (default: the best that runs here); "
+        f"there are: {', '.join(BACKENDS)}",
     )  # fmt: skip
     add_threads(parser)
     parser.add_argument(
@@ -73,9 +74,8 @@ def _demo(options: argparse.Namespace) -> int:
                 if options.terminal:
                     from deploy.demo.terminal import watch
 
-                    watch(show)
-                else:
-                    _serve(show, bundle.name, options.host, options.port, token, made)
+                    return watch(show)
+                _serve(show, bundle.name, options.host, options.port, token, made)
         except KeyboardInterrupt:  # how a demo ends
             print()
     return 0
@@ -88,9 +88,7 @@ def choose_lanes(
     for backend in backends or ():
         check_backend(backend)
     if variants is None:
-        if backends is None:
-            return None
-        raise LabError("--backend needs --variant: say which variants it is for")
+        return None if backends is None else _usual_lanes(bundle, backends)
     if len(variants) > 2:
         raise LabError(f"--variant: {len(variants)} names, at most 2 run side by side")
     backends = backends or [bundle.variant(name).backend for name in variants]
@@ -100,6 +98,19 @@ def choose_lanes(
         )
     each = list(backends) if len(backends) > 1 else [backends[0]] * len(variants)
     return [Lane(bundle.variant(name).name, backend) for name, backend in zip(variants, each, strict=True)]
+
+
+def _usual_lanes(bundle: Bundle, backends: Sequence[str]) -> list[Lane]:
+    """FP32 and INT8 by one of these backends."""
+    from deploy.demo.lanes import choices, default_sides
+
+    sides = default_sides(bundle, [lane for lane in choices(bundle) if lane.backend in backends])
+    if not sides:
+        raise LabError(
+            f"--backend {' '.join(backends)}: runs no variant of {bundle.name} here; "
+            "see `python -m deploy doctor`"
+        )
+    return [side[0] for side in sides]
 
 
 def _serve(show: Show, title: str, host: str, port: int, token: str | None, made: bool) -> None:

@@ -67,7 +67,7 @@ def verify(
     answers, samples = bundle.answers(), bundle.tensors()
     checks = [Check("files", "ok", f"{len(bundle.files)} files have their SHA-256")]
     for variant in bundle.variants:
-        if reason := _cannot_run(variant, backend):
+        if reason := cannot_run(variant, backend):
             checks.append(Check(variant.name, "info", f"not run: {reason}"))
             continue
         limits = tolerances(bundle, variant, answers)
@@ -88,7 +88,7 @@ def answer_samples(runner: Runner, samples: Tensors) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _cannot_run(variant: Variant, backend: str) -> str | None:
+def cannot_run(variant: Variant, backend: str) -> str | None:
     """Why a backend is not asked to run a variant; None where it is."""
     if variant.precision == "bf16" and backend == "onnxruntime":
         return "ONNX Runtime has no BF16 on a CPU"
@@ -170,7 +170,7 @@ def _accuracy(bundle: Bundle, images: Path | str, backend: str, threads: int | N
     assert bundle.input is not None
     labels = [label for _, label in found]
     checks = []
-    for variant in (v for v in bundle.variants if _cannot_run(v, backend) is None):
+    for variant in (v for v in bundle.variants if cannot_run(v, backend) is None):
         with open_runner(bundle, variant.name, backend, threads=threads) as runner:
             logits = classify(runner, [path for path, _ in found], bundle.input, _BATCH)
         recorded = variant.metrics.get("top1")
@@ -187,7 +187,7 @@ def _scores(bundle: Bundle, inputs: Path, backend: str, threads: int | None) -> 
         runners = {
             v.name: stack.enter_context(open_runner(bundle, v.name, backend, threads=threads))
             for v in bundle.variants
-            if _cannot_run(v, backend) is None
+            if cannot_run(v, backend) is None
         }
         scores = score(runners, found.batches(_BATCH), bundle.class_output, fp32.name if fp32 else None)
     checks = []

@@ -134,7 +134,12 @@ def test_nothing_is_encoded_while_nobody_watches(
 
     def on_new(call: Any) -> Any:
         forget = real(call)
-        return lambda: (forget(), left.set())
+
+        def leave() -> None:
+            forget()
+            left.set()
+
+        return leave
 
     monkeypatch.setattr(show, "on_new", on_new)
     assert show.calls == []
@@ -147,9 +152,12 @@ def test_nothing_is_encoded_while_nobody_watches(
 
 def test_viewers_share_one_encoding(served: Serving, show: FakeShow, monkeypatch: pytest.MonkeyPatch) -> None:
     count = []
-    monkeypatch.setattr(
-        "deploy.demo.feed.encode_frame", lambda image: count.append(1) or b"\xff\xd8 a picture"
-    )
+
+    def encode(image: object) -> bytes:
+        count.append(1)
+        return b"\xff\xd8 a picture"
+
+    monkeypatch.setattr("deploy.demo.feed.encode_frame", encode)
     show.play(moving(1))
     viewers = [Viewer(served.port) for _ in range(3)]
     assert [viewer.message()[1] for viewer in viewers] == [b"\xff\xd8 a picture"] * 3

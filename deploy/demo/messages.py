@@ -71,7 +71,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
     return {
         **_lane(answer.lane),
         "precision": answer.precision,
-        "latency_ms": _number(answer.latency_ms),
+        "latency_ms": None if answer.error else _number(answer.latency_ms),
+        "error": answer.error,
         "top": [{"name": guess.name, "probability": _number(guess.probability)} for guess in answer.top],
     }
 

@@ -44,9 +44,11 @@ export class LaneView {
       this.latencies.push(answer.latency_ms);
       if (this.latencies.length > KEPT) this.latencies.shift();
     }
-    this.shown = live ? this.median() : answer.latency_ms;
+    this.shown = live && !answer.error ? this.median() : answer.latency_ms;
     this.text(".ms", this.shown === null ? "–" : number(this.shown));
     this.root.querySelector(".latency").title = live ? `median of the last ${this.latencies.length}` : "of this picture";
+    this.text(".failure", answer.error ?? "");
+    this.root.querySelector(".failure").hidden = !answer.error;
     this.bars(answer.top);
   }
 

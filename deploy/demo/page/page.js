@@ -86,10 +86,11 @@ function answers(shown, isLive, fresh) {
 }
 
 function verdict({ answers: all, agree }, isLive) {
-  const firsts = all.map((answer) => answer.top[0]?.name ?? "nothing");
+  const firsts = all.map((answer) => answer.top[0]?.name);
   $("verdict").dataset.agree = agree;
-  const words = all.map((answer, i) => `${answer.precision.toUpperCase()} says ${firsts[i]}`);
-  set($("said"), agree === false ? words.join(", ") : firsts[0]);
+  const words = all.map((answer, i) => `${answer.precision.toUpperCase()} says ${firsts[i] ?? "nothing"}`);
+  const said = agree === false ? words.join(", ") : (firsts.find(Boolean) ?? "no answer");
+  set($("said"), said);
   const notes = [];
   if (agree !== null && isLive) notes.push(`agree on ${agreed.yes} of ${agreed.all}`);
   if (agree !== null && !isLive) notes.push(agree ? "both say so" : "they differ");
@@ -99,7 +100,7 @@ function verdict({ answers: all, agree }, isLive) {
     if (lanes[0].precision !== lanes[1].precision) notes.push(`${quick.precision} ${times.toFixed(2)}× as fast`);
   }
   set($("agreed"), notes.join(" · "));
-  const label = `picture: ${agree === false ? words.join(", ") : firsts[0]}`;
+  const label = `picture: ${said}`;
   if ($("picture").getAttribute("aria-label") !== label) $("picture").setAttribute("aria-label", label);
 }
 
