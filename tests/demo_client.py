@@ -6,10 +6,15 @@ import http.client
 import json
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from tests.processes import environment
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,43 @@ def classify(port: int, body: bytes, kind: str = "image/png", **headers: str) ->
 
 def switch(port: int, **asked: object) -> Reply:
     return ask(port, "POST", "/switch", json.dumps(asked).encode(), {"Content-Type": "application/json"})
+
+
+@dataclass(frozen=True)
+class Process:
+    """A server in a process of its own."""
+
+    port: int
+    popen: subprocess.Popen[str]
+
+    def is_alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def memory_mb(self, field: str = "VmRSS") -> float:
+        """Of /proc: VmRSS is now, VmHWM the most there has been."""
+        lines = Path(f"/proc/{self.popen.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+@contextmanager
+def process(folder: Path, port: int = 0, token: str | None = None) -> Iterator[Process]:
+    """The fake show, served; `folder` is where it works, its home and its place for temporary files."""
+    extra = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.fake_show", str(port), *([token] if token else [])],
+        cwd=folder, env=environment(extra), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as popen:  # fmt: skip
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        try:
+            yield Process(int(popen.stdout.readline()), popen)
+        finally:
+            popen.stdin.close()
+            try:
+                popen.wait(20)
+            except subprocess.TimeoutExpired:
+                popen.kill()
+                raise
 
 
 @contextmanager

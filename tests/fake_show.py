@@ -1,10 +1,11 @@
 """A Show without a network, for tests of the page: a moving picture, answers that follow it, failures.
 
-`python -m tests.fake_show PORT [TOKEN]` serves it in a process of its own and prints the address.
+`python -m tests.fake_show PORT [TOKEN]` serves it in a process of its own and prints the port.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -106,9 +107,26 @@ def playing(show: FakeShow, fps: float = 25.0) -> Iterator[None]:
         thread.join()
 
 
+def forbid(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook: a server that writes a file or starts a program is at its end, with exit code 99."""
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    opens = event == "open" and isinstance(arguments[0], str) and int(str(arguments[2])) & writes
+    if opens or event in (
+        "subprocess.Popen",
+        "os.exec",
+        "os.fork",
+        "os.posix_spawn",
+        "os.rename",
+        "os.mkdir",
+    ):
+        print(event, *arguments, file=sys.stderr, flush=True)
+        os._exit(99)
+
+
 if __name__ == "__main__":
     fake = FakeShow()
-    token = sys.argv[2] if len(sys.argv) > 2 else None
-    with playing(fake), serve(fake, title="flowers", port=int(sys.argv[1]), token=token) as serving:
-        print(serving.url, flush=True)
+    given = sys.argv[2] if len(sys.argv) > 2 else None
+    with playing(fake), serve(fake, title="flowers", port=int(sys.argv[1]), token=given) as serving:
+        print(serving.port, flush=True)
+        sys.addaudithook(forbid)
         sys.stdin.read()  # ends when whoever started it closes the pipe

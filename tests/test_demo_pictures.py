@@ -23,10 +23,16 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-def encoded(kind: str, size: tuple[int, int] = (61, 37), mode: str = "RGB", **options: Any) -> bytes:
-    picture = Image.new(mode, size, (200, 30, 40) if mode == "RGB" else 0)
+def encoded(
+    kind: str,
+    size: tuple[int, int] = (61, 37),
+    mode: str = "RGB",
+    picture: Image.Image | None = None,
+    **options: Any,
+) -> bytes:
+    """A file of one colour, or of `picture`."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    (picture or Image.new(mode, size, (200, 30, 40) if mode == "RGB" else 0)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -36,7 +42,7 @@ def png_bomb(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    squeezer = zlib.compressobj(9)
+    squeezer = zlib.compressobj(1)
     rows = b"".join([*(squeezer.compress(bytes(width // 8 + 1)) for _ in range(height)), squeezer.flush()])
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
