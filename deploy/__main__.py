@@ -17,6 +17,7 @@ _COMMANDS = {
     "bench": "deploy.cli_bench.add_bench",
     "verify": "deploy.cli_verify.add_verify",
     "classify": "deploy.cli_classify.add_classify",
+    "demo": "deploy.cli_demo.add_demo",
     "build": "deploy.cli_build.add_build",
     "engine": "deploy.cli_build.add_engine",
     "layers": "deploy.cli_layers.add_layers",
@@ -55,7 +56,7 @@ def _parser(
     """first: the command, if there is an argument: the others are left out then."""
     parser = argparse.ArgumentParser(
         prog=called or "python -m deploy",
-        description="Look at this machine, measure or check a bundle on it, build its engines, tell what "
+        description="Look at this machine, measure, check or show a bundle on it, build its engines, tell what "
         "devices can do, or estimate how fast a bundle will be there.",
     )
     parser.set_defaults(archive=archive)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,34 +29,45 @@ def load_image(path: Path | str) -> Image:
     has more than 8 bits a channel, or when neither library is there.
     """
     try:
+        encoded = Path(path).read_bytes()
+    except OSError as error:
+        raise LabError(f"{path}: {error.strerror}; check the path") from error
+    return decode_image(encoded, str(path))
+
+
+def decode_image(encoded: bytes, name: str, formats: tuple[str, ...] | None = None) -> Image:
+    """As :func:`load_image`, of a file's bytes; `name` is for the errors.
+
+    formats: the only ones that Pillow may try, by its names. OpenCV has no such choice.
+    """
+    try:
         from PIL import Image as pillow  # noqa: N813  # a module, in spite of its name
         from PIL import ImageOps
     except ImportError:
-        return _load_with_opencv(Path(path))
+        return _decode_with_opencv(encoded, name)
     try:
-        with pillow.open(path) as picture:
+        with pillow.open(BytesIO(encoded), formats=formats) as picture:
             if picture.mode.startswith(("I", "F")):
-                raise LabError(f"{path}: more than 8 bits a channel ({picture.mode}); save it as 8-bit")
+                raise LabError(f"{name}: more than 8 bits a channel ({picture.mode}); save it as 8-bit")
             upright = ImageOps.exif_transpose(picture)
             return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise LabError(f"{path}: cannot be read as an image ({error}); replace or remove the file") from error
+    except LabError:
+        raise
+    except (
+        Exception
+    ) as error:  # a broken file leads a decoder to whatever there is: KeyError, zlib.error, ...
+        raise LabError(f"{name}: cannot be read as an image ({error}); replace or remove the file") from error
 
 
-def _load_with_opencv(path: Path) -> Image:
+def _decode_with_opencv(encoded: bytes, name: str) -> Image:
     try:
         cv2: Any = import_module("cv2")
     except ImportError as error:
         raise LabError("reading image files needs Pillow or OpenCV: pip install pillow") from error
-    # The bytes are read here, because imread cannot open every path that Python can and hides the reason.
-    try:
-        encoded = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise LabError(f"{path}: {error.strerror}; check the path") from error
     # IMREAD_COLOR gives 8-bit BGR and applies the EXIF orientation.
-    picture: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    picture: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if picture is None:
-        raise LabError(f"{path}: cannot be read as an image; replace or remove the file")
+        raise LabError(f"{name}: cannot be read as an image; replace or remove the file")
     return np.ascontiguousarray(picture[:, :, ::-1])
 
 
