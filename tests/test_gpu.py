@@ -70,6 +70,28 @@ def test_the_gpu_decodes_what_the_cpu_decodes(
     assert levels.mean() < most
 
 
+def test_a_batch_that_the_gpu_has_yet_to_read_is_not_overwritten(
+    overrides: list[str], splits: Splits
+) -> None:
+    config = load("train", TrainConfig, overrides)
+    spec = input_spec(config.data, splits.train.class_names)
+    plan = TrainPlan(
+        splits.train, spec, config.data.augment, batch_size=32, accumulate=1, rank=0, world=1, seed=0
+    )
+    sums = []
+    for late in (False, True):
+        loader = build_loader(config.loader, plan, spec, torch.device("cuda", 0), channels_last=True)
+        found = []
+        for batch in loader:
+            if late:
+                torch.cuda._sleep(100_000_000)  # some 50 ms, in which the loader runs ahead
+            found.append(batch.images.double().sum())
+            del batch
+        sums.append([float(value) for value in found])
+        loader.close()
+    assert sums[0] == sums[1]
+
+
 def test_a_run_learns_and_continues(overrides: list[str], tmp_path: Path) -> None:
     first = [*overrides, f"run_dir={tmp_path / 'run'}", "strategy=single"]
     metrics = run(load("train", TrainConfig, first))

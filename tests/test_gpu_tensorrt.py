@@ -6,6 +6,7 @@ TensorRT-RTX is enough where its GPUs are; a test says so where the GPU is not o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,20 @@ def test_ctypes_reaches_the_gpu_as_cuda_python_does(
     with TensorRTRunner(runner._path, Target(target.api, other, target.device), bundle) as second:
         got = second.infer({"image": batch})["logits"]
     np.testing.assert_array_equal(got, runner.infer({"image": batch})["logits"])
+
+
+def test_memory_that_cpu_and_gpu_share_is_read_where_it_lies(
+    bundle: Bundle, target: Target, opened: tuple[str, TensorRTRunner]
+) -> None:
+    """As on a Jetson: the GPU reads and writes pinned host memory itself."""
+    assert target.device is not None
+    shared = Target(target.api, target.cuda, replace(target.device, integrated=True))
+    _, runner = opened
+    with TensorRTRunner(runner._path, shared, bundle) as second:
+        for count in BATCHES:
+            batch = images(count, count)
+            got = second.infer({"image": batch})["logits"]
+            np.testing.assert_array_equal(got, runner.infer({"image": batch})["logits"])
 
 
 def test_many_batch_sizes_in_turn_stay_right(bundle: Bundle, opened: tuple[str, TensorRTRunner]) -> None:
