@@ -56,8 +56,8 @@ def _parser(
     """first: the command, if there is an argument: the others are left out then."""
     parser = argparse.ArgumentParser(
         prog=called or "python -m deploy",
-        description="Look at this machine, measure, check or show a bundle on it, build its engines, tell what "
-        "devices can do, or estimate how fast a bundle will be there.",
+        description="Look at this machine, measure, check or show a bundle on it, build its engines, tell "
+        "what devices can do, or estimate how fast a bundle will be there.",
     )
     parser.set_defaults(archive=archive)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

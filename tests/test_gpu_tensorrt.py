@@ -102,7 +102,7 @@ def test_the_gpu_computes_what_the_file_says(
         # A rounding that turns in INT8 grows through the layers to the noise of rounding itself.
         assert relative_error(got, expected) < (1e-3 if variant == "fp32" else 0.1), (variant, count)
     assert "without a CUDA graph" not in capsys.readouterr().err
-    assert all(query._graph is not None for query in runner._queries.values())
+    assert all(query._graph is not None for query in runner._lanes[0].queries.values())
 
 
 def test_the_engine_says_what_its_layers_run_in(
