@@ -132,6 +132,8 @@ def test_a_quiet_measurement_has_nothing_to_say() -> None:
     idle = replace(QUIET, mhz={"cpu0": 700, "cpu1": 700, "gpu": 300})
     assert changes(idle, [QUIET, QUIET], idle) == []
     assert changes(QUIET, [], QUIET) == []
+    turbo = replace(QUIET, mhz={"cpu0": 4900, "gpu": 900})
+    assert changes(turbo, [QUIET, QUIET], turbo) == []
 
 
 def test_clocks_that_moved() -> None:
