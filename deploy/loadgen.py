@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -172,7 +173,7 @@ def _labels(bundle: Bundle, images: Sequence[tuple[Path, int]], tensors: Path | 
     return found
 
 
-def _child(job: Job) -> dict[str, object]:
+def _child(job: Job) -> dict[str, Any]:
     done = run_child("deploy.loadgen_sut", json.dumps(asdict(job)))
     if done.returncode == 0:
         return dict(json.loads(done.stdout.splitlines()[-1]))

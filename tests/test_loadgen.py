@@ -108,16 +108,14 @@ def test_the_command_prints_the_verdict_and_writes_a_record(
     options = [
         "--scenario",
         "SingleStream",
-        "--seconds",
-        "0.1",
-        "--warmup",
-        "0",
-        "--threads",
-        "1",
         "--variant",
+        "fp32",
+        "--accuracy",
+        "--logs",
+        str(tmp_path / "logs"),
     ]
-    files = ["--logs", str(tmp_path / "logs"), "--out", str(out)]
-    assert main(["bench", str(shared.root), *options, "--variant", "fp32", "--accuracy", *files]) == 0
+    quick = ["--seconds", "0.1", "--warmup", "0", "--threads", "1", "--out", str(out)]
+    assert main(["bench", str(shared.root), *options, *quick]) == 0
     printed = capsys.readouterr().out
     assert "VALID" in printed
     assert "100.00%" in printed
@@ -163,8 +161,9 @@ def test_a_failure_in_a_callback_ends_the_test_with_one_error(
 @needs_loadgen
 @pytest.mark.parametrize("scenario", ["Server", "SingleStream"])
 def test_ctrl_c_ends_it_at_once(shared: Bundle, tmp_path: Path, scenario: str) -> None:
+    text = json.dumps(asdict(job(shared, tmp_path, scenario=scenario, seconds=30.0)))
     child = subprocess.Popen(
-        command("deploy.loadgen_sut", json.dumps(asdict(job(shared, tmp_path, scenario=scenario, seconds=30.0)))),
+        command("deploy.loadgen_sut", text),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not (tmp_path / DETAIL).exists():  # LoadGen has begun
