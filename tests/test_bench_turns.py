@@ -143,7 +143,12 @@ def test_energy_is_of_the_load_above_what_idling_draws(
 ) -> None:
     monkeypatch.setattr("deploy.bench_turns.IDLE_S", 0.05)
     meter = Meter()
-    figure = Figure("a", "throughput", 2, lambda: setattr(meter, "busy", True) or time.sleep(0.002))
+
+    def query() -> None:
+        meter.busy = True
+        time.sleep(0.002)  # as a device takes it
+
+    figure = Figure("a", "throughput", 2, query)
     monkeypatch.setattr("deploy.bench_turns.warm_up", lambda *_: None)
     take_turns([figure], 0.3, 0, lambda: STATE, meter)
     energy = total_energy(figure.energies, figure.turns)

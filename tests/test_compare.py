@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,7 @@ from scripts.check_compare import shares
 from tests.test_deploy_measure import measurement
 
 
-def run(
-    seed: int, factor: float = 1.0, apart: tuple[float, ...] = (1, 1, 1), **changes: object
-) -> Measurement:
+def run(seed: int, factor: float = 1.0, apart: tuple[float, ...] = (1, 1, 1), **changes: Any) -> Measurement:
     """Three turns of 200 queries of about 2 ms; `apart`: what each turn takes of it."""
     rng = np.random.default_rng(seed)
     parts = [2 * factor * part * np.exp(0.02 * rng.normal(size=200)) for part in apart]
@@ -86,10 +85,10 @@ def test_a_file_without_turns_is_cut_into_as_many() -> None:
 
 @pytest.mark.parametrize("kind", ["AR(1) 0.9", "AR(1) 0.9, turns 2 %"])
 def test_noise_is_seldom_called_a_difference(kind: str) -> None:
-    """Of 60 pairs 3 are expected at most; 9 or more would happen once in 200 such tests."""
-    p50, mean, _ = shares(kind, pairs=60, queries=200, seed=1)
-    assert p50 < 9 / 60
-    assert mean < 9 / 60
+    """Of 40 pairs two are expected at most; more than six would be once in 200 such tests."""
+    p50, mean, _ = shares(kind, pairs=40, queries=200, seed=1)
+    assert p50 <= 6 / 40
+    assert mean <= 6 / 40
 
 
 def test_what_else_is_not_the_same_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
