@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
@@ -139,10 +140,9 @@ def _run(job: Job) -> dict[str, Any]:
 def _import() -> Any:
     try:
         # Not `mlcommons_loadgen`, an empty package that would take this one's place.
-        import mlperf_loadgen
+        return import_module("mlperf_loadgen")
     except ImportError as error:
         raise LabError("LoadGen is not installed: pip install mlcommons-loadgen") from error
-    return mlperf_loadgen
 
 
 def _settings(loadgen: Any, job: Job, runner: Runner, library: Library) -> Any:
