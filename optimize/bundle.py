@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,13 +174,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="with this private key of Ed25519")
     options = parser.parse_args(argv)
     try:
-        out = options.pyz or options.bundle.absolute().with_name(f"{open_bundle(options.bundle).name}.pyz")
+        out = options.pyz or options.bundle.parent / f"{_file_name(open_bundle(options.bundle).name)}.pyz"
         write_archive(options.bundle, out, options.sign)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB{', signed' if options.sign else ''}")
     return 0
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "bundle"
 
 
 if __name__ == "__main__":

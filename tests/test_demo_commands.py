@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.commands import Command, camera, is_jetson, video
+from deploy.demo.commands import Command, camera, video
 from deploy.demo.sources import find_source
 from deploy.errors import LabError
 
@@ -117,13 +117,6 @@ def test_a_program_that_is_missing_is_named_with_its_command(which: Callable[[st
         video("x.mp4", 640, jetson=False, which=which)
     with pytest.raises(LabError, match=r"apt install gstreamer1\.0-tools"):
         camera("csi:0", 640, jetson=True, which=which)
-
-
-def test_a_jetson_is_known_by_its_device_tree(tmp_path: Path) -> None:
-    assert not is_jetson(tmp_path)
-    (tmp_path / "proc/device-tree").mkdir(parents=True)
-    (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0")
-    assert is_jetson(tmp_path)
 
 
 GST_MISSING = """ERROR: from element u: Your GStreamer installation is missing a plug-in.

@@ -14,7 +14,7 @@ from deploy.nvpmodel import read_modes
 from tests.device_trees import agx_orin, agx_xavier, jetson_nano, orin_nano, thor, xavier_nx
 from tests.fake_nvml import FakeNvml
 from tests.machine_trees import bare_vm, throttle_counts, workstation
-from tests.system_tree import Files, write_tree
+from tests.system_tree import Files, cooling, write_tree
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,20 @@ def test_a_fan_is_no_throttling_and_a_cap_is(tmp_path: Path) -> None:
         "devfreq-gpu-gpc-0",
         "gpu-throttle-alert",
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "holds"),
+    [
+        ("thermal-cpufreq-0", True), ("thermal-devfreq-1", True), ("cpufreq-cpu4", True),
+        ("gpu-balanced", True),
+        ("soc345-throttle-alert", True), ("hot-surface-alert", True), ("Processor", True),
+        ("pwm-fan", False), ("tegra-fan", False), ("TCC Offset", False), ("Fan", False),
+    ],
+)  # fmt: skip
+def test_which_cooling_devices_hold_back(tmp_path: Path, kind: str, holds: bool) -> None:
+    state = read_state(write_tree(tmp_path, cooling({kind: 1, "devfreq-17000000.gpu": 0})))
+    assert state.throttled == ((kind,) if holds else ())
 
 
 def test_events_are_counted_by_their_cause(tmp_path: Path) -> None:

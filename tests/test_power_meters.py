@@ -180,8 +180,10 @@ def test_a_virtual_machine_is_told_why_it_has_none(tmp_path: Path) -> None:
     write_tree(tmp_path, bare_vm())
     with pytest.raises(LabError, match=r"nothing here measures it.*virtual machine"):
         find_meter(tmp_path)
-    with pytest.raises(LabError, match="no NVIDIA driver"):
+    with pytest.raises(LabError, match="no NVIDIA driver here"):
         find_meter(tmp_path, "gpu")
+    with pytest.raises(LabError, match="nothing here measures the CPU's, no RAPL"):
+        find_meter(tmp_path, "cpu")
 
 
 def test_a_jetson_in_a_container_without_sys_is_told_so(tmp_path: Path) -> None:

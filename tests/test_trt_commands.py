@@ -12,6 +12,7 @@ import pytest
 from deploy.__main__ import main
 from deploy.bundle import Bundle, open_bundle
 from deploy.cuda import Cuda
+from deploy.memory import Memory
 from deploy.results import read_measurements
 from tests.engines import mocked
 from tests.fake_inspector import Row, layers_json
@@ -41,7 +42,8 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
         for name in ("deploy.trt", "deploy.cli_build"):
             monkeypatch.setattr(f"{name}.find_tensorrt", lambda: target.api)
             monkeypatch.setattr(f"{name}.find_cuda", lambda: Cuda(module.cuda))
-        monkeypatch.setattr("deploy.bench.peak_memory_mib", lambda *_: None)  # its process has no mocks
+        # Its process has no mocks.
+        monkeypatch.setattr("deploy.bench.peak_memory", lambda *_: Memory(None, None))
         return module
 
     return use

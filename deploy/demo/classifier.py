@@ -162,7 +162,10 @@ class Classifier:
             except Exception as error:  # the caller's to see; the thread goes on
                 answer.set_exception(error)
         if newest is not None:
-            self._publish(newest)
+            try:
+                self._publish(newest)
+            except Exception:  # a defect of ours: the next picture may do
+                traceback.print_exc()
         return True
 
     def _exchange(self, index: int, opened: Side, done: Future[None]) -> None:

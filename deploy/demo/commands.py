@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.errors import LabError
+from deploy.power_meters import is_jetson
 
 Which = Callable[[str], str | None]
 CSI_SIZE = (1280, 720)
@@ -43,14 +44,6 @@ class Command:
 def without_password(text: str) -> str:
     """A URL's user and password taken out, for what is shown to viewers."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
-
-
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether the device tree names a Tegra; it does so in a container as well."""
-    try:
-        return b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes()
-    except OSError:
-        return False
 
 
 def camera(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from deploy.backends import BACKENDS, check_backend
+from deploy.backends import BACKENDS, cannot_run, check_backend
 from deploy.bench import made_for
 from deploy.bundle import Bundle
 from deploy.cuda import CudaError, find_cuda
@@ -13,7 +13,6 @@ from deploy.demo.show import Lane
 from deploy.errors import LabError
 from deploy.manifest import Variant
 from deploy.trt_api import find_tensorrt
-from deploy.verify import cannot_run
 
 BEST_FIRST = ("tensorrt", "onnxruntime", "openvino")
 
@@ -45,13 +44,16 @@ def default_sides(bundle: Bundle, offered: Sequence[Lane]) -> list[list[Lane]]:
     """FP32 and beside it INT8: for each of the two what to try, best backend first.
 
     INT8 is the variant that was made for the backend; where there is none, another one that was and is not
-    FP32. A bundle of one variant has one side.
+    FP32. A backend that can run both goes before one that can run one of them, because two backends side by
+    side say nothing of INT8. A bundle of one variant has one side.
     """
-    sides: list[list[Lane]] = [[], []]
+    pairs = []
     for backend in BEST_FIRST:
-        for side, variant in zip(sides, (bundle.reference(), _smaller(bundle, backend)), strict=True):
-            if variant is not None and Lane(variant.name, backend) in offered:
-                side.append(Lane(variant.name, backend))
+        variants = (bundle.reference(), _smaller(bundle, backend))
+        lanes = [variant and Lane(variant.name, backend) for variant in variants]
+        pairs.append([lane if lane in offered else None for lane in lanes])
+    pairs.sort(key=lambda pair: None in pair)
+    sides = [[lane for lane in side if lane] for side in zip(*pairs, strict=True)]
     return [side for side in sides if side]
 
 

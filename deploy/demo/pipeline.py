@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
+from functools import partial
 
 from deploy.backends import cpu_threads
 from deploy.bundle import Bundle
@@ -17,6 +17,7 @@ from deploy.demo.sources import find_source
 from deploy.demo.watts import Watts
 from deploy.errors import LabError
 from deploy.power import PowerMeter
+from deploy.power_meters import find_meter
 from deploy.preprocess import Image
 
 WIDTH = 640
@@ -56,7 +57,7 @@ def open_show(
     with ExitStack() as stack:
         sides = _open_sides(bundle, tries, threads)
         classifier = stack.enter_context(Classifier(bundle, sides, threads))
-        watts = stack.enter_context(Watts(_find_meter))
+        watts = stack.enter_context(Watts(partial(_find_meter, sides)))
         capture = stack.enter_context(Capture(found, classifier.take))
         if found.is_video:
             capture.wait_for_first(_FIRST_PICTURE_S)
@@ -127,9 +128,6 @@ def _open_first(bundle: Bundle, lanes: Sequence[Lane], threads: int | None) -> S
     return Side(bundle, lanes[0], None, "; ".join(reasons))
 
 
-def _find_meter() -> PowerMeter:
-    try:
-        found: PowerMeter = import_module("deploy.power_meters").find_meter()
-    except ImportError as error:
-        raise LabError("this version reads no power meter") from error
-    return found
+def _find_meter(sides: Sequence[Side]) -> PowerMeter:
+    """Of the GPU where one of the sides runs on it, else of the CPU; a Jetson has one for both."""
+    return find_meter(device="gpu" if any(side.lane.backend == "tensorrt" for side in sides) else "cpu")

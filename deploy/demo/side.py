@@ -104,9 +104,9 @@ def probabilities(row: NDArray[Any]) -> NDArray[np.float64] | None:
 
 
 def top_guesses(chances: NDArray[np.float64], names: Sequence[str]) -> tuple[Guess, ...]:
-    """The TOP likeliest, likeliest first."""
+    """The TOP likeliest, likeliest first; one that has no name goes by its number."""
     best = np.argsort(-chances, kind="stable")[:TOP]
-    return tuple(Guess(names[i], float(chances[i])) for i in best)
+    return tuple(Guess(names[i] if i < len(names) else f"class {i}", float(chances[i])) for i in best)
 
 
 def one_line(error: BaseException) -> str:
