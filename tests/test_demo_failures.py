@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from deploy.errors import LabError
 from deploy.runner import Arrays, Feed
 from tests.demo_shows import FP32, INT8, LONG_S, RED, news, shows, threads_left, until, with_source
 from tests.fake_camera import all_end, fake_camera, starts
+from tests.films import cut_film, make_film
 from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 
@@ -64,6 +66,21 @@ def test_a_camera_that_vanishes_is_looked_for_until_it_is_back(
         assert show.status().state == "waiting"
         shows(show, lambda s: s.state == "playing" and s.message is None and len(starts(log)) == 2)
     assert all_end(log)
+
+
+def test_a_video_that_ends_in_the_middle_of_a_frame_is_played_again(bundle: Bundle, tmp_path: Path) -> None:
+    film = cut_film(make_film(tmp_path), tmp_path / "cut.webm")
+    with open_show(bundle, str(film), threads=1, loop=False) as show:
+        shows(show, lambda status: status.state == "ended")
+        (number,) = re.findall(
+            r"^cut\.webm: cut or damaged, played to frame (\d+) ", show.status().message or ""
+        )
+        assert 0 < int(number) < 10
+    with open_show(bundle, str(film), threads=1) as show:
+        shows(show, lambda status: status.state == "playing" and "cut or damaged" in (status.message or ""))
+        shown = show.latest()
+        assert shown is not None
+        assert shown.image.shape == (60, 90, 3)
 
 
 def test_only_the_monotonic_clock_counts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,6 +16,7 @@ from deploy.demo.commands import Command, video
 from deploy.demo.frames import MAX_PIXELS, Frames
 from deploy.errors import LabError
 from tests.fake_camera import all_end, fake_camera, frame_number, starts
+from tests.films import cut_film, make_film
 
 
 def play(command: Command, silence_s: float = 30.0) -> tuple[list[NDArray[Any]], str | None]:
@@ -116,14 +116,7 @@ def only(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 frames in half a second, 90 x 60 px, red above and blue below; VP8, which both programs decode."""
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("ffmpeg is not installed, which makes the video")
-    path = tmp_path_factory.mktemp("film") / "it's a film, 100%.webm"
-    graph = "color=red:90x30:r=20:d=0.5[a];color=blue:90x30:r=20:d=0.5[b];[a][b]vstack"
-    quiet = ["ffmpeg", "-loglevel", "error", "-nostdin", "-f", "lavfi"]
-    subprocess.run([*quiet, "-i", graph, "-c:v", "libvpx", "-g", "1", str(path)], check=True)
-    return path
+    return make_film(tmp_path_factory.mktemp("film"))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -148,8 +141,7 @@ def test_a_large_video_is_made_small_and_keeps_its_shape(film: Path, program: st
 def test_a_video_that_ends_in_the_middle_of_a_frame_plays_so_far(
     film: Path, program: str, tmp_path: Path
 ) -> None:
-    cut = tmp_path / "cut.webm"
-    cut.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
+    cut = cut_film(film, tmp_path / "cut.webm")
     images, _ = play(video(str(cut), 90, jetson=False, which=only(program)))
     assert 0 < len(images) < 10
 
