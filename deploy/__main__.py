@@ -13,9 +13,11 @@ from deploy.cli import as_called, open_bundle_option
 from deploy.errors import LabError
 
 _COMMANDS = {
+    "doctor": "deploy.cli_doctor.add_doctor",
     "bench": "deploy.cli_bench.add_bench",
     "verify": "deploy.cli_verify.add_verify",
     "classify": "deploy.cli_classify.add_classify",
+    "demo": "deploy.cli_demo.add_demo",
     "build": "deploy.cli_build.add_build",
     "engine": "deploy.cli_build.add_engine",
     "layers": "deploy.cli_layers.add_layers",
@@ -29,7 +31,8 @@ _PIPE_CLOSED = 141  # as a shell reports it
 def main(argv: Sequence[str] | None = None, own: Path | None = None, archive: Path | None = None) -> int:
     """own: the bundle of the .pyz that is running, which the commands then work on; archive: that file.
 
-    Exit code 0; 1 when a check of `verify` fails; 2 for a user's mistake, told on stderr.
+    Exit code 0; 1 when a check of `verify` fails, or `doctor` finds that nothing can run; 2 for a user's
+    mistake, told on stderr.
     """
     called = None if archive is None else f"python3 {archive.name}"
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -53,8 +56,8 @@ def _parser(
     """first: the command, if there is an argument: the others are left out then."""
     parser = argparse.ArgumentParser(
         prog=called or "python -m deploy",
-        description="Measure or check a bundle on this machine, build its engines, tell what devices can do, "
-        "or estimate how fast a bundle will be there.",
+        description="Look at this machine, measure, check or show a bundle on it, build its engines, tell "
+        "what devices can do, or estimate how fast a bundle will be there.",
     )
     parser.set_defaults(archive=archive)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def add_bundle(parser: argparse.ArgumentParser, own: Path | None) -> None:
-    """The bundle to work on, as `options.bundle`. own: of the .pyz that runs; then it is not asked for."""
+def add_bundle(parser: argparse.ArgumentParser, own: Path | None, *, optional: bool = False) -> None:
+    """The bundle to work on, as `options.bundle`. own: of the .pyz that runs; then it is not asked for.
+
+    optional: the command has something to say without one, too, and then it is None.
+    """
     if own is None:
         parser.add_argument(
-            "bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, or a .pyz of it"
-        )
+            "bundle", nargs="?" if optional else None, type=Path, metavar="BUNDLE",
+            help="the bundle's folder, or a .pyz of it",
+        )  # fmt: skip
     else:
         parser.set_defaults(bundle=own)
     parser.add_argument(

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 from scripts.device_python import ABSENT, device_environment, device_python, found_by
-from tests.archives import tiny_pyz
 
 
 def test_the_pyz_runs_where_neither_torch_nor_hydra_is(tmp_path: Path) -> None:
