@@ -6,7 +6,9 @@ query takes a hundred times as long.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ from optimize.export import export_onnx
 from optimize.files import write_model
 from optimize.precision import to_fp16
 from optimize.qdq import emit
+from scripts.device_python import ABSENT, found_by
 from tests.pictures import save
 from tests.processes import ROOT
 
@@ -45,7 +48,9 @@ def arm() -> Path:
     if made.returncode == 3:
         pytest.skip(made.stderr.strip())
     assert made.returncode == 0, made.stderr
-    return folder / "python"
+    python = folder / "bin" / "python"
+    assert found_by(python, ABSENT) == []
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,14 @@ def run(arm: Path, archive: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(
         [str(arm), str(archive), *arguments], env=environment, capture_output=True, text=True, check=False
     )
+
+
+def test_doctor_knows_what_can_run_here(arm: Path, archive: Path) -> None:
+    done = run(arm, archive, "doctor", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["can_run"] is True
+    assert set(VARIANTS) <= set(re.findall(r"[\w-]+", done.stdout))
 
 
 def test_it_verifies_every_variant(arm: Path, archive: Path) -> None:
