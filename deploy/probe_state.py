@@ -79,6 +79,8 @@ def probe_clocks(root: Path, module: Module, state: DeviceState) -> Finding:
         for name, clock in clocks.items()
     } | {name: {"mhz": mhz} for name, mhz in state.mhz.items() if name not in clocks}
     words = ", ".join(_brief(clocks, state))
+    if module.soc and "emc" not in clocks:
+        words += f"{', ' if words else ''}EMC's for root only"
     if not words:
         return Finding("clocks", "ok", "the system does not tell them", facts=facts)
     governor = read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -47,7 +47,7 @@ from tests.system_tree import Files
              "ok tensorrt 10.3.0; this GPU computes in int8, bf16",
              "ok dla none in Jetson Orin Nano 8GB",
              "note power mode 15W; MAXN_SUPER is the fastest -> sudo nvpmodel -m 2",
-             "note clocks CPU 730 of 1510 MHz, GPU 306 of 625 MHz; not locked, so figures vary",
+             "note clocks CPU 730 of 1510 MHz, GPU 306 of 625 MHz, EMC's for root only; not locked,",
              "-> sudo jetson_clocks (until the next start)",
              "ok power meter ina3221, VDD_IN, 20 a second: 4.6 W now",
              "ok cameras /dev/video0 (HD Pro Webcam C920)",
