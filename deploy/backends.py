@@ -18,12 +18,15 @@ def open_runner(
     *,
     threads: int | None = None,
     emulate: bool = False,
+    in_flight: int = 1,
 ) -> Runner:
     """Open a variant; use it in a `with`.
 
     threads: CPU threads for one query, all usable cores when None.
     emulate: compute the graph as it is written, Q/DQ in floating point, so that the result does not depend
         on the CPU's INT8 kernels. For checking, not for timing.
+    in_flight: threads that may call `infer` at once; on a CPU they share its threads, and there must be one
+        for each.
 
     Raises LabError for an unknown backend or variant, a library that is not installed, a thread count out
     of range, a backend that cannot emulate, and a model that does not take the bundle's input.
@@ -31,7 +34,17 @@ def open_runner(
     check_backend(backend)
     if emulate and not can_emulate(backend):
         raise LabError(f"backend {backend!r} cannot emulate: verify with onnxruntime")
-    return _OPENERS[backend](bundle, variant, cpu_threads(threads), emulate)
+    used = cpu_threads(threads)
+    most = MOST_LANES if backend == "tensorrt" else used
+    if not 1 <= in_flight <= most:
+        raise LabError(f"{in_flight} queries in flight: must be 1 to {most} here with {backend}")
+    return _OPENERS[backend](bundle, variant, used, emulate, in_flight)
+
+
+def usual_in_flight(backend: str, threads: int) -> int:
+    """How many queries at once a device is likely to need to be never idle: a CPU one for each thread; a GPU
+    two, so that the copies of one run beside the computing of the other."""
+    return 2 if backend == "tensorrt" else threads
 
 
 def cpu_threads(threads: int | None) -> int:
@@ -64,26 +77,26 @@ def cannot_run(variant: Variant, backend: str) -> str | None:
     return None
 
 
-def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
+def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:
     from deploy.ort import OrtRunner
 
-    return OrtRunner(bundle, variant, threads, emulate)
+    return OrtRunner(bundle, variant, threads, emulate, in_flight)
 
 
-def _tensorrt(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
+def _tensorrt(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:
     from deploy.trt import open_tensorrt
 
-    return open_tensorrt(bundle, variant)
+    return open_tensorrt(bundle, variant, in_flight)
 
 
-def _openvino(bundle: Bundle, variant: str, threads: int, emulate: bool) -> Runner:
+def _openvino(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:
     from deploy.ov import OpenVinoRunner
 
-    return OpenVinoRunner(bundle, variant, threads, emulate)
+    return OpenVinoRunner(bundle, variant, threads, emulate, in_flight)
 
 
 # A new backend is one file, one function here and one line below.
-_OPENERS: dict[str, Callable[[Bundle, str, int, bool], Runner]] = {
+_OPENERS: dict[str, Callable[[Bundle, str, int, bool, int], Runner]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
     "openvino": _openvino,
@@ -91,3 +104,4 @@ _OPENERS: dict[str, Callable[[Bundle, str, int, bool], Runner]] = {
 BACKENDS = tuple(_OPENERS)
 # A file that was made for one of these is meant for all of them.
 CPU_BACKENDS = frozenset({"onnxruntime", "openvino"})
+MOST_LANES = 8  # each holds buffers and contexts of its own in the GPU's memory

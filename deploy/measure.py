@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from statistics import fmean, median, pstdev
 
 PERCENTILE_RULE = "nearest rank: sorted[n - 1 - floor((100 - p) n / 100)]; the median averages the middle two"
@@ -12,13 +14,33 @@ PERCENTILE_RULE = "nearest rank: sorted[n - 1 - floor((100 - p) n / 100)]; the m
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Of single synchronous queries. `cv` is the standard deviation over the mean."""
+    """Of single synchronous queries.
+
+    cv: the standard deviation over the mean. p99_9_ms: None where there are fewer than 1,000, of which it
+    would be the largest.
+    """
 
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p99_9_ms: float | None
     mean_ms: float
     cv: float
+    min_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Timed queries, one after the other.
+
+    start_s: of the first, since the measuring began, by the monotonic clock. seconds: to the last one's end.
+    count: of queries.
+    """
+
+    start_s: float
+    seconds: float
+    count: int
 
 
 def percentile(samples: Sequence[float], p: float) -> float:
@@ -37,14 +59,17 @@ def percentile(samples: Sequence[float], p: float) -> float:
 
 
 def summarise(samples_ms: Sequence[float]) -> LatencySummary:
-    """Percentiles, mean and coefficient of variation of latencies in ms."""
+    """Of latencies in ms."""
     mean = fmean(samples_ms)
     return LatencySummary(
         p50_ms=percentile(samples_ms, 50),
         p90_ms=percentile(samples_ms, 90),
         p99_ms=percentile(samples_ms, 99),
+        p99_9_ms=percentile(samples_ms, 99.9) if len(samples_ms) >= 1000 else None,
         mean_ms=mean,
         cv=pstdev(samples_ms, mean) / mean if mean > 0 else 0.0,
+        min_ms=min(samples_ms),
+        max_ms=max(samples_ms),
     )
 
 
@@ -55,7 +80,7 @@ def measure_latency(
 
     The garbage collector stays on, as it does for whoever uses the runner.
     """
-    _warm_up(call, warmup_s)
+    warm_up(call, warmup_s)
     samples: list[float] = []
     end = time.perf_counter_ns() + int(min_duration_s * 1e9)
     while len(samples) < min_count or time.perf_counter_ns() < end:
@@ -69,24 +94,34 @@ def measure_throughput(
     call: Callable[[], object],
     images_per_call: int,
     *,
-    warmup_s: float,
     min_duration_s: float,
     min_count: int,
+    in_flight: int = 1,
 ) -> tuple[int, float]:
-    """(images done, seconds from the first call's start to the last one's end)."""
-    _warm_up(call, warmup_s)
+    """(images done, seconds from the first call's start to the last one's end).
+
+    in_flight: threads that each have a call running at any time; then `call` must allow that.
+    """
+    each = ceil(min_count / in_flight)
+    start = time.perf_counter_ns()
+    end = start + int(min_duration_s * 1e9)
+    if in_flight == 1:
+        calls = _repeat(call, end, each)
+    else:
+        with ThreadPoolExecutor(in_flight) as threads:
+            loops = [threads.submit(_repeat, call, end, each) for _ in range(in_flight)]
+            calls = sum(loop.result() for loop in loops)
+    return calls * images_per_call, (time.perf_counter_ns() - start) / 1e9
+
+
+def _repeat(call: Callable[[], object], end_ns: int, min_count: int) -> int:
     calls = 0
-    start = now = time.perf_counter_ns()
-    while calls < min_count or now - start < min_duration_s * 1e9:
+    while calls < min_count or time.perf_counter_ns() < end_ns:
         call()
         calls += 1
-        now = time.perf_counter_ns()
-    return calls * images_per_call, (now - start) / 1e9
+    return calls
 
 
-def _warm_up(call: Callable[[], object], seconds: float) -> None:
-    """At least one untimed call: the first one allocates."""
-    end = time.perf_counter_ns() + int(seconds * 1e9)
-    call()
-    while time.perf_counter_ns() < end:
-        call()
+def warm_up(call: Callable[[], object], seconds: float, in_flight: int = 1) -> None:
+    """Untimed calls, at least one in each thread: the first one allocates."""
+    measure_throughput(call, 1, min_duration_s=seconds, min_count=in_flight, in_flight=in_flight)

@@ -20,9 +20,10 @@ class OrtRunner:
     precision: str | None = None
     device: str | None = None
 
-    def __init__(self, bundle: Bundle, variant: str, threads: int, emulate: bool) -> None:
+    def __init__(self, bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int = 1) -> None:
         path = bundle.path(variant)
-        session, self.backend_version = open_session(path, threads, emulate)
+        # One session takes queries from several threads at once, and then each runs in its caller's.
+        session, self.backend_version = open_session(path, threads // in_flight, emulate)
         self.threads = threads
         self._session: Any = session
         self.inputs, self.outputs = _tensors(session.get_inputs()), _tensors(session.get_outputs())

@@ -9,10 +9,23 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from deploy.device_state import DeviceState
 from deploy.errors import LabError
-from deploy.measure import PERCENTILE_RULE, LatencySummary
+from deploy.loadgen_log import LoadGenResult
+from deploy.measure import PERCENTILE_RULE, LatencySummary, Turn, summarise
+from deploy.power import Energy
 
-SCHEMA = 1
+SCHEMA = 2
+
+Inside = Literal["host", "in place", "image"]
+"""What a query is: `host`: arrays in host memory to arrays in host memory; `in place`: as that, of inputs
+that lie already where the device reads them; `image`: from image files."""
+INSIDE_THE_CLOCK: dict[Inside, str] = {
+    "host": "inference, host to host; no decoding or preprocessing",
+    "in place": "inference of inputs that lie where the device reads them; no copy by the host, no decoding "
+    "or preprocessing",
+    "image": "reading, decoding and preprocessing of image files, and inference, one after the other",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Rule:
     count: int
     rounds: int
     percentile: str = PERCENTILE_RULE
-    inside_the_clock: str = "inference, host to host; no decoding or preprocessing"
+    inside_the_clock: str = INSIDE_THE_CLOCK["host"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +55,33 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One variant, measured once. A row is about latency or about throughput, never both.
+class States:
+    """The device before all timing, at both ends of each turn of this measurement, and after all timing.
 
-    latency: of single queries, None in a throughput row. throughput_images_per_s: None in a latency row.
-    made_for: the backend that the file was written for; backend: the one that ran it.
-    peak_memory_mib: resident, of a fresh process that runs only this; None where the system does not say.
-    latency_samples_ms: every timed query, in order, rounded to 0.1 us.
+    warnings: what makes the figures doubtful, a sentence each.
     """
 
-    kind: Literal["latency", "throughput"]
+    before: DeviceState
+    during: tuple[DeviceState, ...]
+    after: DeviceState
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant, measured once. A row is about latency or about throughput, never both, or one of LoadGen.
+
+    latency: of single queries, None in other rows. throughput_images_per_s: None in other rows.
+    made_for: the backend that the file was written for; backend: the one that ran it.
+    in_flight: queries at a time; they share the threads. inside: what a query is.
+    peak_memory_mib: resident, of a fresh process that runs only this; None where the system does not say.
+    device_memory_mib: what that process took of the GPU's own memory; None where there is none.
+    latency_samples_ms: every timed query, in order, rounded to 0.1 us. turns: when; the queries of a turn
+        follow each other at once.
+    states, energy: None where nothing looked. loadgen: what LoadGen says, in its rows.
+    """
+
+    kind: Literal["latency", "throughput", "loadgen"]
     variant: str
     backend: str
     backend_version: str
@@ -69,6 +99,13 @@ class Measurement:
     sha256: str
     latency_samples_ms: tuple[float, ...]
     created: str
+    in_flight: int = 1
+    inside: Inside = "host"
+    device_memory_mib: float | None = None
+    turns: tuple[Turn, ...] = ()
+    states: States | None = None
+    energy: Energy | None = None
+    loadgen: LoadGenResult | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -77,7 +114,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, line: str) -> Measurement:
-        """The inverse of :meth:`to_json`. Raises LabError for anything else."""
+        """The inverse of :meth:`to_json`, of lines of schema 1 too. Raises LabError for anything else."""
         try:
             raw = json.loads(line)
         except ValueError as error:
@@ -87,16 +124,44 @@ class Measurement:
         if raw["schema"] > SCHEMA:
             raise LabError(f"schema {raw['schema']}, this edgelab reads up to {SCHEMA}; update edgelab")
         names = {f.name for f in fields(cls)}
+        if raw["schema"] == 1:
+            raw = {f.name: f.default for f in fields(cls) if f.name in _SINCE_2} | raw | {"schema": SCHEMA}
         if set(raw) != names:
             raise LabError(f"missing {sorted(names - set(raw))}, unknown {sorted(set(raw) - names)}")
         try:
-            raw["rule"] = Rule(**raw["rule"])
-            raw["latency"] = None if raw["latency"] is None else LatencySummary(**raw["latency"])
-            raw["accuracy"] = Accuracy(**raw["accuracy"])
-            raw["latency_samples_ms"] = tuple(raw["latency_samples_ms"])
-        except TypeError as error:
+            return cls(**raw | _parts(raw))
+        except (TypeError, AttributeError, KeyError) as error:
             raise LabError(str(error)) from error
-        return cls(**raw)
+
+
+_SINCE_2 = {"in_flight", "inside", "device_memory_mib", "turns", "states", "energy", "loadgen"}
+_LATENCY_SINCE_2 = {"p99_9_ms", "min_ms", "max_ms"}
+
+
+def _parts(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are no plain values. Raises TypeError or AttributeError for what they are not."""
+    samples, latency = tuple(raw["latency_samples_ms"]), raw["latency"]
+    if isinstance(latency, dict) and _LATENCY_SINCE_2.isdisjoint(latency):
+        own = asdict(summarise(samples))
+        latency = latency | {name: own[name] for name in _LATENCY_SINCE_2}
+    return {
+        "rule": Rule(**raw["rule"]),
+        "latency": None if latency is None else LatencySummary(**latency),
+        "accuracy": Accuracy(**raw["accuracy"]),
+        "latency_samples_ms": samples,
+        "turns": tuple(Turn(**turn) for turn in raw["turns"]),
+        "states": None if raw["states"] is None else _states(**raw["states"]),
+        "energy": None if raw["energy"] is None else Energy(**raw["energy"]),
+        "loadgen": None if raw["loadgen"] is None else LoadGenResult.of(raw["loadgen"]),
+    }
+
+
+def _states(before: Any, during: Any, after: Any, warnings: Any) -> States:
+    return States(_state(**before), tuple(_state(**one) for one in during), _state(**after), tuple(warnings))
+
+
+def _state(throttled: Any, **rest: Any) -> DeviceState:
+    return DeviceState(throttled=tuple(throttled), **rest)
 
 
 def append_measurements(path: Path | str, measurements: Sequence[Measurement]) -> None:

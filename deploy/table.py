@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.measure import LatencySummary
@@ -15,10 +15,12 @@ _EXPECTED_GAIN = 2.5
 
 @dataclass(frozen=True)
 class Row:
-    """The two measurements of one variant side by side.
+    """Latency and throughput of one variant side by side.
 
-    name: the variant's, with the backend behind it where the measurements are of several.
-    speedup: p50 of fp32 over this one's, both of the same machine, backend and threads; else None.
+    name: the variant's, with the backend behind it where the measurements are of several, the batch where
+    they are of several, and what the query is where it is not the usual one.
+    throughput: at the same batch, or the only one there is. speedup: p50 of fp32 over this one's, both of the
+    same machine, backend, threads, batch and kind of query; else None.
     """
 
     name: str
@@ -30,22 +32,43 @@ class Row:
 
 
 def rows(measurements: Sequence[Measurement]) -> list[Row]:
-    """One row a variant and backend in the order given; its last measurement."""
-    timed = {(m.variant, m.backend): m for m in measurements if m.latency is not None}
-    throughput = {(m.variant, m.backend): m for m in measurements if m.latency is None}
-    several = len({backend for _, backend in timed}) > 1
-    return [
-        Row(
-            name=f"{m.variant} ({m.backend})" if several else m.variant,
-            about=m,
-            latency=m.latency,
-            latency_batch=m.batch,
-            throughput=throughput.get(key),
-            speedup=_speedup(m, list(timed.values())),
+    """One row a variant, backend, batch and kind of query in the order given; its last measurement."""
+    timed = {(m.variant, m.backend, m.inside, m.batch): m for m in measurements if m.kind == "latency"}
+    many: dict[tuple[str, str], dict[int, Measurement]] = {}
+    for m in measurements:
+        if m.kind == "throughput":
+            many.setdefault((m.variant, m.backend), {})[m.batch] = m
+    several = len({backend for _, backend, _, _ in timed}) > 1
+    batches = {(variant, backend): 0 for variant, backend, _, _ in timed}
+    for variant, backend, inside, _ in timed:
+        batches[variant, backend] += inside == "host"
+    found = []
+    for m in timed.values():
+        if m.latency is None:
+            continue
+        key = m.variant, m.backend
+        name = f"{m.variant} ({m.backend})" if several else m.variant
+        found.append(
+            Row(
+                name=name + (f", batch {m.batch}" if batches[key] > 1 else "") + _WORDS[m.inside],
+                about=m,
+                latency=m.latency,
+                latency_batch=m.batch,
+                throughput=_beside(m, many.get(key, {}), batches[key]),
+                speedup=_speedup(m, list(timed.values())),
+            )
         )
-        for key, m in timed.items()
-        if m.latency is not None
-    ]
+    return found
+
+
+_WORDS = {"host": "", "in place": ", no copy in", "image": ", from image files"}
+
+
+def _beside(m: Measurement, many: Mapping[int, Measurement], num_batches: int) -> Measurement | None:
+    if m.inside != "host":
+        return None
+    only = next(iter(many.values())) if len(many) == num_batches == 1 else None
+    return many.get(m.batch, only)
 
 
 def _speedup(m: Measurement, timed: Sequence[Measurement]) -> float | None:
@@ -57,7 +80,7 @@ def _speedup(m: Measurement, timed: Sequence[Measurement]) -> float | None:
 
 
 def _place(m: Measurement) -> tuple[object, ...]:
-    return m.backend, m.batch, m.threads, m.machine.get("device"), m.machine.get("cpu")
+    return m.backend, m.batch, m.inside, m.threads, m.machine.get("device"), m.machine.get("cpu")
 
 
 def format_table(measurements: Sequence[Measurement]) -> str:
@@ -65,12 +88,12 @@ def format_table(measurements: Sequence[Measurement]) -> str:
     found = rows(measurements)
     if not found:
         return "no measurements"
-    one = found[0].latency_batch
-    many = next((f" (batch {r.throughput.batch})" for r in found if r.throughput), "")
+    one = _batch(r.latency_batch for r in found)
+    many = _batch(r.throughput.batch for r in found if r.throughput)
     tensors = any(r.about.accuracy.snr_db for r in found)
     head = [
         "variant", "precision", "top-1", "agrees with fp32", *(["SNR dB"] if tensors else []), "MiB",
-        f"p50 ms (batch {one})", "p99 ms", f"{unit(found)}{many}", "peak MiB", "speed-up",
+        f"p50 ms{one}", "p99 ms", f"{unit(found)}{many}", "peak MiB", "speed-up",
     ]  # fmt: skip
     cells = [head] + [
         [
@@ -89,6 +112,12 @@ def format_table(measurements: Sequence[Measurement]) -> str:
         for r in found
     ]
     return "\n".join([*aligned(cells, "<<" + ">" * (len(head) - 2)), *notes(found)])
+
+
+def _batch(batches: Iterable[int]) -> str:
+    """Said in the column's head where all are of one."""
+    found = set(batches)
+    return f" (batch {found.pop()})" if len(found) == 1 else ""
 
 
 def aligned(cells: Sequence[Sequence[str]], sides: str) -> list[str]:
@@ -112,10 +141,12 @@ def unit(found: Sequence[Row]) -> str:
 
 
 def notes(found: Sequence[Row]) -> list[str]:
-    """An INT8 that is slower than FP32, with the likely cause, and a machine that was not quiet."""
+    """An INT8 that is slower than FP32, with the likely cause, a machine that was not quiet, and what the
+    device did meanwhile."""
     lines = []
     for r in found:
-        if r.about.precision.startswith("int") and r.speedup is not None and r.speedup < 1:
+        slow = r.about.precision.startswith("int") and r.speedup is not None and r.speedup < 1
+        if slow and r.about.inside == "host":
             lines.append(f"WARNING: {r.name} is SLOWER than fp32 ({r.speedup:.2f}x): {_cause(r.about)}")
     gains = [r.speedup for r in found if r.about.precision.startswith("int") and r.speedup is not None]
     if gains and 1 <= max(gains) < _EXPECTED_GAIN and found[0].about.machine.get("int8_dot_product") is False:
@@ -129,12 +160,18 @@ def notes(found: Sequence[Row]) -> list[str]:
             lines.append(f"SNR of {r.name} by output, dB: {each}")
     if noisy := {r.name: r.latency.cv for r in found if r.latency.cv > _NOISY_CV}:
         least, most = f"{min(noisy.values()):.0%}", f"{max(noisy.values()):.0%}"
+        which = ", ".join(noisy) if len(noisy) < 4 else f"{len(noisy)} rows"
         lines.append(
-            f"note: {', '.join(noisy)}: latency varies by {least if least == most else f'{least} to {most}'} "
+            f"note: {which}: latency varies by {least if least == most else f'{least} to {most}'} "
             "of its mean; other work on this machine or changing clocks. Measure again on a quiet one before "
             "you trust the tail."
         )
-    return lines
+    warnings = {text: None for r in found for m in (r.about, r.throughput) if m for text in _warnings(m)}
+    return [*lines, *(f"WARNING: {text}" for text in warnings)]
+
+
+def _warnings(m: Measurement) -> Sequence[str]:
+    return m.states.warnings if m.states else ()
 
 
 def _cause(m: Measurement) -> str:

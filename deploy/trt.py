@@ -1,32 +1,28 @@
-"""The TensorRT runner: pinned memory, one stream, a CUDA graph a batch size, no copies on shared memory."""
+"""The TensorRT runner: pinned memory, a stream a query in flight, a CUDA graph a batch size, no copies on
+shared memory."""
 
 from __future__ import annotations
 
-import math
 import sys
-from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
-import numpy as np
-
-from deploy.cuda import CudaError, find_cuda
-from deploy.cuda_buffer import Buffer
+from deploy.cuda import find_cuda
 from deploy.engine import Target, check_engine, find_target, ready_engine
 from deploy.errors import LabError
 from deploy.manifest import Bundle
 from deploy.runner import Arrays, Feed, TensorSpec, check_feed, check_model
 from deploy.trt_api import TensorRT, find_tensorrt
-from deploy.trt_query import Query
+from deploy.trt_lane import Lane
 from deploy.trt_types import Engine, sides
-
-_MOST_QUERIES = 8  # batch sizes that are kept ready; each holds the memory of an execution context
 
 
 class TensorRTRunner:
     """An engine file, opened. See :class:`deploy.runner.Runner`.
 
     precision: what the engine's layers compute in, as the engine itself says; None where it was not asked.
+    in_flight: threads that may call `infer` at once; each has a lane of its own.
     Raises LabError for an engine of another device or version, one that does not fit the bundle if one is
     given, and where memory or a type is wanting.
     """
@@ -34,7 +30,9 @@ class TensorRTRunner:
     backend = "tensorrt"
     threads = 1
 
-    def __init__(self, path: Path, target: Target, bundle: Bundle | None = None) -> None:
+    def __init__(
+        self, path: Path, target: Target, bundle: Bundle | None = None, *, in_flight: int = 1
+    ) -> None:
         record = check_engine(path, target)
         self._api, self._cuda = target.api, target.cuda
         self.backend_version = f"RTX {target.api.version}" if target.api.rtx else target.api.version
@@ -45,25 +43,37 @@ class TensorRTRunner:
         self.inputs, self.outputs = _tensors(self._api, self._engine)
         if bundle is not None:
             check_model(str(path), self.inputs, self.outputs, bundle)
-        self._buffers: dict[str, Buffer] = {}
-        self._queries: dict[int, Query] = {}
-        self._stream = self._cuda.stream()
+        self._lanes: list[Lane] = []
+        self._free: SimpleQueue[Lane] = SimpleQueue()
+        zero_copy = target.device is not None and target.device.integrated
+        specs = self.inputs, self.outputs
         try:
-            self._allocate(record.batch[2], target)
+            for _ in range(in_flight):
+                lane = Lane(self._api, self._cuda, self._engine, specs, record.batch[2], zero_copy, _note)
+                self._lanes.append(lane)
+                self._free.put(lane)
         except BaseException:
             self._close()
             raise
 
     def infer(self, feed: Feed) -> Arrays:
         check_feed(feed, self.inputs)
-        return self._query(feed[self.inputs[0].name].shape[0]).run(feed)
+        batch = feed[self.inputs[0].name].shape[0]
+        self._check(batch)
+        lane = self._free.get()
+        try:
+            return lane.query(batch).run(feed)
+        finally:
+            self._free.put(lane)
 
     def staging(self, batch: int) -> Arrays:
         """{name: array} that lie where the GPU reads: fill them and give them to `infer`, which saves a copy.
 
         Every batch size lies in the same memory, and nothing may touch the arrays once the runner is closed.
+        Of a runner with one query in flight.
         """
-        return self._query(batch).staging
+        self._check(batch)
+        return self._lanes[0].query(batch).staging
 
     def __enter__(self) -> TensorRTRunner:
         return self
@@ -73,20 +83,7 @@ class TensorRTRunner:
     ) -> None:
         self._close()
 
-    def _allocate(self, batch: int, target: Target) -> None:
-        """A buffer a tensor, for the largest batch."""
-        zero_copy = target.device is not None and target.device.integrated
-        for spec in (*self.inputs, *self.outputs):
-            count = math.prod(batch if side is None else side for side in spec.shape)
-            size = count * np.dtype(spec.dtype).itemsize
-            self._buffers[spec.name] = Buffer(self._cuda, size, zero_copy=zero_copy)
-
-    def _query(self, batch: int) -> Query:
-        if batch not in self._queries:
-            self._prepare(batch)
-        return self._queries[batch]
-
-    def _prepare(self, batch: int) -> None:
+    def _check(self, batch: int) -> None:
         least, common, most = self._record.batch
         if not least <= batch <= most:
             raise LabError(
@@ -96,30 +93,20 @@ class TensorRTRunner:
             )
         if self._engine is None:
             raise RuntimeError("the runner is closed")
-        while len(self._queries) >= _MOST_QUERIES:
-            self._queries.pop(next(iter(self._queries))).close()
-        specs = self.inputs, self.outputs
-        self._queries[batch] = Query(
-            self._api, self._cuda, self._engine, specs, self._buffers, batch, self._stream, _note
-        )
 
     def _close(self) -> None:
-        held = [*(q.close for q in self._queries.values()), *(b.close for b in self._buffers.values())]
-        if self._engine is not None:
-            held.append(lambda: self._cuda.destroy_stream(self._stream))
-        for close in held:
-            with suppress(CudaError):  # after a kernel's error each call fails with it again, and hides it
-                close()
-        self._queries, self._buffers, self._engine = {}, {}, None
+        for lane in self._lanes:
+            lane.close()
+        self._lanes, self._engine = [], None
 
 
-def open_tensorrt(bundle: Bundle, variant: str) -> TensorRTRunner:
+def open_tensorrt(bundle: Bundle, variant: str, in_flight: int = 1) -> TensorRTRunner:
     """The runner of a variant on this machine's GPU; its engine is built if there is none that fits."""
     target = find_target(find_tensorrt(), find_cuda())
     ready = ready_engine(bundle, variant, target, None, _note)
     if ready.built:
         _note("\n".join([f"{variant}: built in {ready.record.build_s:.1f} s", *ready.record.account()]))
-    return TensorRTRunner(ready.path, target, bundle)
+    return TensorRTRunner(ready.path, target, bundle, in_flight=in_flight)
 
 
 def _note(text: str) -> None:

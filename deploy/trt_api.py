@@ -139,6 +139,24 @@ class TensorRT:
                 f"{', '.join(sorted(self._capabilities, key=float))}"
             )
 
+    def capabilities_for(self, own: str) -> tuple[str, ...]:
+        """What to build for on a GPU of compute capability `own`; none named: whatever TensorRT takes itself.
+
+        What TensorRT-RTX takes itself leaves out 7.5 and reaches beyond the newest that it has a name for.
+        Raises LabError for a GPU that it has no engines for: those of an older one do not run there either.
+        """
+        if not self.rtx:
+            return ()
+        known = sorted(self._capabilities, key=float)
+        if own in known:
+            return (own,)
+        if float(own) > float(known[-1]):
+            return ()
+        raise LabError(
+            f"compute capability {own}: {self} has no engines for it, only for {', '.join(known)} and later: "
+            "install TensorRT (pip install tensorrt), or run the int8-cpu variant with ONNX Runtime"
+        )
+
     def aim_at(self, config: Any, names: Sequence[str]) -> None:
         """Build for GPUs of these compute capabilities, here or not; TensorRT-RTX alone has this."""
         config.num_compute_capabilities = len(names)

@@ -73,7 +73,8 @@ def pack_foreign(made: Sequence[Made], how: ForeignPacking, out: Path, say: Call
         measurements = bench(
             draft,
             threads=how.bench.threads,
-            batches=batches,
+            batches=[min(batches)],
+            throughput_batches=[max(batches)],
             seconds=how.bench.seconds,
             tensors=how.test,
         )

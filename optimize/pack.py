@@ -89,7 +89,8 @@ def pack(made: Sequence[Made], how: Packing, out: Path, say: Callable[[str], Non
         measurements = bench(
             draft,
             threads=how.bench.threads,
-            batches=how.bench.batches,
+            batches=[min(how.bench.batches)],
+            throughput_batches=[max(how.bench.batches)],
             seconds=how.bench.seconds,
             images=[(Path(path), int(label)) for path, label in labels],
         )

@@ -69,13 +69,19 @@ def compare(folder: Path, threads: int | None, seconds: float, rounds: int, writ
                 ceilings=folder / "roofline.json",
             )
         }  # fmt: skip
-        for m in bench(bundle, variants=VARIANTS, threads=threads, batches=BATCHES, seconds=seconds):
-            rate = m.throughput_images_per_s
-            measured = m.latency.p50_ms if m.latency else m.batch * 1e3 / rate if rate else float("nan")
-            guess = guesses[m.variant, m.batch]
+        measured_ms = {
+            (m.variant, m.batch): m.latency.p50_ms
+            for m in bench(
+                bundle, variants=VARIANTS, threads=threads, batches=BATCHES, throughput_batches=(),
+                seconds=seconds,
+            )
+            if m.latency
+        }  # fmt: skip
+        for (variant, batch), measured in measured_ms.items():
+            guess = guesses[variant, batch]
             errors.append(guess / measured - 1)
             lines.append(
-                f"| {name} | {m.variant} | {m.batch} | {guess:.2f} | {measured:.2f} | {errors[-1]:+.0%} |"
+                f"| {name} | {variant} | {batch} | {guess:.2f} | {measured:.2f} | {errors[-1]:+.0%} |"
             )
     sizes = [abs(error) for error in errors]
     lines += [

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.__main__ import main
 from deploy.bundle import Bundle, write_bundle
+from deploy.errors import LabError
 from deploy.machine import usable_cores
 from deploy.results import read_measurements
 from deploy.verify import verify
@@ -31,21 +32,21 @@ def test_bench_measures_every_variant(
     assert main(["bench", str(shared.root), "--images", str(photos), "--out", str(out), *QUICK]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert [line.split()[0] for line in printed.out.splitlines()[2:4]] == ["fp32", "int8"]
+    lines = printed.out.splitlines()
+    names = ["fp32, batch 1", "fp32, batch 4", "int8, batch 1", "int8, batch 4"]
+    assert [line[:13] for line in lines[2:6]] == names
     found = read_measurements(out)
-    assert [(m.variant, m.kind, m.batch) for m in found] == [
-        ("fp32", "latency", 1),
-        ("fp32", "throughput", 4),
-        ("int8", "latency", 1),
-        ("int8", "throughput", 4),
-    ]
+    kinds = [("latency", 1), ("latency", 4), ("throughput", 1), ("throughput", 4)]
+    assert [(m.variant, m.kind, m.batch) for m in found] == [(v, *k) for v in ("fp32", "int8") for k in kinds]
     for m in found:
         assert m.accuracy.top1 == 1.0
         assert m.accuracy.num_images == 6
         assert m.accuracy.agreement_with_fp32 == 1.0
         assert m.sha256 == shared.files[shared.variant(m.variant).file]
-        assert m.threads == 1
-        assert m.rule.count >= 10
+        assert (m.threads, m.in_flight, m.inside) == (1, 1, "host")
+        assert m.rule.count == sum(turn.count for turn in m.turns) >= 10
+        assert m.states is not None
+        assert len(m.states.during) == 2 * m.rule.rounds
         assert m.peak_memory_mib is None or 20 < m.peak_memory_mib < 2000
         if m.kind == "latency":
             assert m.rule.count == len(m.latency_samples_ms)
@@ -56,10 +57,50 @@ def test_bench_measures_every_variant(
             assert m.latency is None
 
 
+def test_bench_measures_little_when_nothing_is_asked(shared: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    assert main(["bench", str(shared.root), "--out", str(out), *QUICK[:6]]) == 0
+    found = [(m.variant, m.kind, m.batch) for m in read_measurements(out)]
+    kinds = [("latency", 1), ("throughput", 32)]
+    assert found == [(v, *k) for v in ("fp32", "int8") for k in kinds]
+
+
+def test_bench_from_image_files_and_without_copies(
+    shared: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.jsonl"
+    options = ["--variant", "int8", "--with-preprocessing", "--no-copies", "--no-energy", "--out", str(out)]
+    assert main(["bench", str(shared.root), *options, *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "int8, batch 4, from image files" in printed
+    assert "without copies: onnxruntime reads the caller's array where it lies" in printed
+    assert "energy: not measured, as asked" in printed
+    found = {(m.kind, m.batch, m.inside): m for m in read_measurements(out)}
+    assert [key for key in found if key[2] != "host"] == [("latency", 1, "image"), ("latency", 4, "image")]
+    whole, host = found["latency", 4, "image"], found["latency", 4, "host"]
+    assert "decoding and preprocessing of image files" in whole.rule.inside_the_clock
+    assert whole.latency is not None
+    assert host.latency is not None
+    assert whole.latency.min_ms > host.latency.min_ms  # four PNG files are decoded as well
+
+
+def test_energy_that_is_asked_for_and_not_to_be_had_is_an_error(
+    shared: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(**_: object) -> None:
+        raise LabError("power: nothing here measures it: take a meter")
+
+    monkeypatch.setattr("deploy.cli_bench.find_meter", nothing)
+    assert main(["bench", str(shared.root), "--energy", *QUICK]) == 2
+    assert capsys.readouterr().err == "error: power: nothing here measures it: take a meter\n"
+    assert main(["bench", str(shared.root), *QUICK]) == 0
+    assert "energy: not measured: nothing here measures it: take a meter\n" in capsys.readouterr().out
+
+
 def test_bench_of_one_variant_without_images(shared: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(shared.root), "--variant", "int8", *QUICK]) == 0
     (row,) = capsys.readouterr().out.splitlines()[2:3]
-    assert row.split()[:4] == ["int8", "int8", "-", "-"]
+    assert row.split()[:6] == ["int8,", "batch", "1", "int8", "-", "-"]
 
 
 def test_verify_passes_a_good_bundle(shared: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +162,8 @@ def test_verify_fails_where_a_model_gives_no_number(shared: Bundle, monkeypatch:
         (["--seconds", "0"], "seconds 0.0: must be more than 0"),
         (["--seconds", "nan"], "seconds nan: must be"),
         (["--warmup", "-1"], "warm-up -1.0 s: must be 0 to 60"),
+        (["--in-flight", "0"], "0 queries in flight: must be 1 to"),
+        (["--in-flight", "2", "--threads", "1"], "2 queries in flight: must be 1 to 1 here"),
         (["--images", "/nowhere"], "/nowhere: no such folder"),
     ],
 )

@@ -79,9 +79,7 @@ def test_counts_of_calls() -> None:
     calls = []
     samples = measure_latency(lambda: calls.append(1), warmup_s=0, min_duration_s=0, min_count=7)
     assert (len(samples), len(calls)) == (7, 8)  # one untimed call before
-    images, seconds = measure_throughput(
-        lambda: calls.append(1), 32, warmup_s=0, min_duration_s=0, min_count=5
-    )
+    images, seconds = measure_throughput(lambda: calls.append(1), 32, min_duration_s=0, min_count=5)
     assert images == 160
     assert seconds > 0
 
@@ -100,8 +98,8 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "not a measurement"),
-        (json.dumps({"schema": 9}), "schema 9, this edgelab reads up to 1; update edgelab"),
-        (json.dumps({"schema": 1, "kind": "x"}), "missing .*'variant'"),
+        (json.dumps({"schema": 9}), "schema 9, this edgelab reads up to 2; update edgelab"),
+        (json.dumps({"schema": 2, "kind": "x"}), "missing .*'variant'"),
         (measurement().to_json().replace('"top1"', '"top_one"'), "top_one"),
     ],
 )

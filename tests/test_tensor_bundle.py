@@ -125,7 +125,7 @@ def test_labels_give_the_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[
     classes[0] = (classes[0] + 1) % 4  # one that the network gets wrong
     bundle = bundle_of(tmp_path, path, Tensors({"pixels": pictures(6)}, classes), "probabilities")
     assert bundle.labels == tuple(classes.tolist())
-    (latency, _) = bench(bundle, variants=["fp32"], threads=1, batches=[1, 2], seconds=0.003, warmup_s=0)
+    (latency, _) = bench(bundle, variants=["fp32"], threads=1, batches=[2], seconds=0.003, warmup_s=0)
     assert latency.accuracy.top1 == pytest.approx(5 / 6)
     assert latency.accuracy.agreement_with_fp32 == 1.0
     file = tmp_path / "test.npz"

@@ -12,6 +12,7 @@ import pytest
 from deploy.__main__ import main
 from deploy.bundle import Bundle, open_bundle
 from deploy.cuda import Cuda
+from deploy.memory import Memory
 from deploy.results import read_measurements
 from tests.engines import mocked
 from tests.fake_inspector import Row, layers_json
@@ -41,7 +42,8 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
         for name in ("deploy.trt", "deploy.cli_build"):
             monkeypatch.setattr(f"{name}.find_tensorrt", lambda: target.api)
             monkeypatch.setattr(f"{name}.find_cuda", lambda: Cuda(module.cuda))
-        monkeypatch.setattr("deploy.bench.peak_memory_mib", lambda *_: None)  # its process has no mocks
+        # Its process has no mocks.
+        monkeypatch.setattr("deploy.bench.peak_memory", lambda *_: Memory(None, None))
         return module
 
     return use
@@ -69,9 +71,14 @@ def test_the_commands_build_verify_and_bench(
     assert "its integers have the form of onnxruntime, which TensorRT's parser refuses" in printed.out
 
     out = tmp_path / "results.jsonl"
-    options = ["--seconds", "0.003", "--warmup", "0", "--batch", "1", "4", "--out", str(out)]
+    options = ["--seconds", "0.003", "--warmup", "0", "--batch", "1", "4", "--no-copies", "--out", str(out)]
     assert main(["bench", root, "--backend", "tensorrt", "--variant", "int8", *options]) == 0
-    for m in read_measurements(out):
+    assert "int8, batch 4, no copy in" in capsys.readouterr().out
+    found = read_measurements(out)
+    latency = [(m.batch, m.inside) for m in found if m.kind == "latency"]
+    assert latency == [(1, "host"), (4, "host"), (1, "in place"), (4, "in place")]
+    assert {m.in_flight for m in found if m.kind == "throughput"} <= {1, 2}
+    for m in found:
         assert (m.backend, m.backend_version, m.precision) == ("tensorrt", "10.3.0", "int8")
         assert m.machine["device"] == "Fake Orin"
 
