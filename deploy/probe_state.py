@@ -30,16 +30,23 @@ def probe_power_mode(module: Module, modes: PowerModes, gpu: Clock | None) -> Fi
             "power_mode", "ok", "none: this is no Jetson", facts={"current": None, "fastest": None}
         )
     fastest = _fastest(module, modes)
-    facts = {"current": modes.current, "fastest": fastest, "modes": list(modes.names.values())}
+    facts = {
+        "current": modes.current,
+        "fastest": fastest,
+        "modes": {name: number for number, name in modes.names.items()},
+    }
     if modes.current is None:
         return Finding("power_mode", "note", "unknown: nvpmodel does not say", "sudo nvpmodel -q", facts)
+    listed = ", ".join(f"{name} ({number})" for number, name in modes.names.items())
+    among = f" of {listed}" if listed else ""
     if applied := _not_applied(module, modes.current, gpu):
         return Finding(
             "power_mode", "note", applied, f"sudo nvpmodel -m {modes.number(modes.current)}", facts
         )
     if fastest is None or fastest == modes.current:
-        return Finding("power_mode", "ok", modes.current + (", the fastest" if fastest else ""), facts=facts)
-    words = f"{modes.current}; {fastest} is the fastest"
+        words = modes.current + (", the fastest" if fastest else "") + among
+        return Finding("power_mode", "ok", words, facts=facts)
+    words = f"{modes.current}; {fastest} is the fastest{among}"
     return Finding("power_mode", "note", words, f"sudo nvpmodel -m {modes.number(fastest)}", facts)
 
 
