@@ -11,7 +11,7 @@ from deploy.accuracy import images_for, tensors_for
 from deploy.backends import CPU_BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bench_inside import copies_note
-from deploy.bench_table import format_energy, format_in_flight, format_latency
+from deploy.bench_table import format_device_memory, format_energy, format_in_flight, format_latency
 from deploy.bundle import Bundle, open_bundle
 from deploy.cli import add_bundle, add_runner, add_samples
 from deploy.cli_loadgen import add_scenario, bench_scenario, check_options
@@ -117,6 +117,8 @@ def _bench(options: argparse.Namespace) -> int:
         )
     print(format_table(measurements))
     print(f"\n{format_latency(measurements)}\n{format_in_flight(measurements)}")
+    if memory := format_device_memory(measurements):
+        print(memory)
     if options.no_copies and (why := copies_note(options.backend)):
         print(why)
     print(no_meter or f"\n{format_energy(measurements)}")
