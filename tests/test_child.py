@@ -1,4 +1,4 @@
-"""The processes that `bench` starts for itself: from a folder and from a zip alike, and a failure is one error."""
+"""The processes that `bench` starts for itself: from a folder and from a zip alike; a failure is one error."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def test_memory_counts_what_queries_in_flight_take(bundle: Bundle) -> None:
 
 
 def test_a_process_that_dies_is_told(bundle: Bundle) -> None:
-    with pytest.raises(LabError, match=r"variant fp32: its process ended with 1 .* at batch 2: .*in flight"):
+    with pytest.raises(LabError, match=r"(?s)fp32: its process ended with 1 .* at batch 2: .*in flight"):
         peak_memory(bundle, "fp32", "onnxruntime", 1, 2, in_flight=2)
