@@ -42,7 +42,7 @@ class DaliStream:
         self._fed: deque[BatchPlan] = deque()
         self._next_fed = position
         device = decoding.device
-        on_gpu = device.type == "cuda"
+        self._on_gpu = on_gpu = device.type == "cuda"
         images = _evaluation_images
         if plan.crop_first:
             images = partial(_training_images, num_ops=plan.num_ops, erases=plan.erases)
@@ -90,10 +90,12 @@ class DaliStream:
         )
         if not self._plan.crop_first:
             return common
-        factor = plan.windows[:, 2:] / plan.resized
-        matrix = np.zeros((len(plan.rows), 3, 3), np.float32)
-        matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2] = factor[:, 1], factor[:, 0], 1.0
-        train: tuple[Any, ...] = (*common, plan.flips.astype(np.int32), matrix, (factor <= MILD).all(axis=1))
+        train: tuple[Any, ...] = (*common, plan.flips.astype(np.int32))
+        if not self._on_gpu:
+            factor = plan.windows[:, 2:] / plan.resized
+            matrix = np.zeros((len(plan.rows), 3, 3), np.float32)
+            matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2] = factor[:, 1], factor[:, 0], 1.0
+            train += (matrix, (factor <= MILD).all(axis=1))
         if self._plan.num_ops:
             train += op_inputs(plan)
         if self._plan.erases:
@@ -119,17 +121,21 @@ def _training_images(
     erases: bool,
 ) -> Any:
     """Cut while decoding, resized in 8 bits, RandAugment, mirrored, normalised, erased: float32."""
-    common = [types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32, types.FLOAT, types.BOOL]
+    common = [types.UINT8, types.INT32, types.INT32, types.FLOAT, types.INT32]
+    mildness = 0 if on_gpu else 2
     more = 2 if erases else 0
-    files, start, shape, resized, flips, matrix, mild, *drawn = fn.external_source(
+    files, start, shape, resized, flips, *drawn = fn.external_source(
         source,
-        num_outputs=7 + PER_OP * num_ops + more,
+        num_outputs=5 + mildness + PER_OP * num_ops + more,
         batch=True,
-        dtype=[*common, *DTYPES * num_ops, *[types.FLOAT] * more],
-        ndim=[1, 1, 1, 1, 0, 2, 0, *NDIM * num_ops, *[1] * more],
+        dtype=[*common, *[types.FLOAT, types.BOOL][:mildness], *DTYPES * num_ops, *[types.FLOAT] * more],
+        ndim=[1, 1, 1, 1, 0, *[2, 0][:mildness], *NDIM * num_ops, *[1] * more],
     )
+    matrix, mild, *drawn = [None, None, *drawn] if on_gpu else drawn
     encoded = fn.io.file.read(files) if by_name else files
-    images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **_decoding(on_gpu))
+    images = fn.decoders.image_slice(
+        encoded, start=start, shape=shape, axes=(0, 1), **_decoding(on_gpu, fancy=not on_gpu)
+    )
     if on_gpu:
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR)
     elif mild:
@@ -157,16 +163,20 @@ def _evaluation_images(source: Source, spec: InputSpec, *, by_name: bool, on_gpu
         dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT],
         ndim=[1, 1, 1, 1],
     )
-    images = fn.decoders.image(fn.io.file.read(files) if by_name else files, **_decoding(on_gpu))
+    images = fn.decoders.image(fn.io.file.read(files) if by_name else files, **_decoding(on_gpu, fancy=True))
     images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, dtype=types.FLOAT)
     images = fn.slice(images, start=start, shape=shape, axes=(0, 1))
     return _normalise(images, spec, layout, 0)
 
 
-def _decoding(on_gpu: bool) -> dict[str, Any]:
-    # libjpeg-turbo's upsampling, on the GPU too, so that all decoders agree.
+def _decoding(on_gpu: bool, *, fancy: bool) -> dict[str, Any]:
+    """fancy: libjpeg-turbo's upsampling of the colours, so that all decoders agree.
+
+    On the GPU it is not to be had for a part of an image: nvJPEG before 13.2 leaves such images to the CPU,
+    and torchvision brings such an nvJPEG, which is taken for DALI's own once torchvision is imported.
+    """
     device = "mixed" if on_gpu else "cpu"
-    return {"device": device, "output_type": types.RGB, "jpeg_fancy_upsampling": True}
+    return {"device": device, "output_type": types.RGB, "jpeg_fancy_upsampling": fancy}
 
 
 def _normalise(images: Any, spec: InputSpec, layout: str, flips: Any) -> Any:

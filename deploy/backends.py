@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from deploy.errors import LabError
 from deploy.machine import usable_cores
-from deploy.manifest import Bundle
+from deploy.manifest import Bundle, Variant
 from deploy.runner import Runner
+from deploy.target import DLA_BACKEND
 
 
 def open_runner(
@@ -63,6 +64,17 @@ def check_backend(name: str) -> None:
 def can_emulate(name: str) -> bool:
     """Whether a backend can compute a graph as it is written; TensorRT compiles it and has no such mode."""
     return name != "tensorrt"
+
+
+def cannot_run(variant: Variant, backend: str) -> str | None:
+    """Why a backend is not asked to run a variant, on any machine; None where it is."""
+    if variant.precision == "bf16" and backend == "onnxruntime":
+        return "ONNX Runtime has no BF16 on a CPU"
+    if variant.precision == "int8" and backend == "tensorrt" != variant.backend:
+        return f"its integers have the form of {variant.backend}, which TensorRT's parser refuses"
+    if variant.backend == DLA_BACKEND and backend != DLA_BACKEND:
+        return "its INT8 is in a calibration cache, which only TensorRT on a DLA reads"
+    return None
 
 
 def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:

@@ -59,7 +59,7 @@ def add_build(commands: Commands, own: Path | None) -> None:
     parser.set_defaults(command=_build)
 
 
-def add_engine(commands: Commands) -> None:
+def add_engine(commands: Commands, own: Path | None) -> None:
     """The parser of `engine`."""
     parser = commands.add_parser(
         "engine",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deploy.cli import Commands
 
 
-def add_layers(commands: Commands) -> None:
+def add_layers(commands: Commands, own: Path | None) -> None:
     """The parser of `layers`."""
     parser = commands.add_parser(
         "layers",

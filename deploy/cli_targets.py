@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deploy.cli import Commands
 
 
-def add_targets(commands: Commands) -> None:
+def add_targets(commands: Commands, own: Path | None) -> None:
     """The parser of `targets`."""
     parser = commands.add_parser(
         "targets",

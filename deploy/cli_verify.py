@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.archive import check_all, open_archive
 from deploy.cli import add_bundle, add_runner, add_samples
 from deploy.verify import verify
 
@@ -29,6 +30,14 @@ def add_verify(commands: Commands, own: Path | None) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.archive is not None:
+        print(_whole(options.archive, options.require_signature))
     report = verify(options.bundle, options.images, options.backend, options.threads, options.inputs)
     print(report)
     return 0 if report.ok else 1
+
+
+def _whole(archive: Path, key: Path | None) -> str:
+    count = check_all(open_archive(archive))
+    who = "its signature was not asked for" if key is None else f"signed by the owner of {key}"
+    return f"ok    {archive.name}: {count} files have their SHA-256; {who}"

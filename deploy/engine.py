@@ -67,12 +67,13 @@ class BuiltEngine:
 
 
 def find_target(api: TensorRT, cuda: Cuda, compute_capabilities: tuple[str, ...] = ()) -> Target:
-    """This machine's GPU unless others are named. Raises LabError where there is none."""
+    """This machine's GPU unless others are named. Raises LabError where there is none, or none that fits."""
     if compute_capabilities:
         api.check_capabilities(compute_capabilities)
         return Target(api, cuda, None, compute_capabilities)
     try:
-        return Target(api, cuda, cuda.device())
+        device = cuda.device()
+        api.capabilities_for(device.compute_capability)
     except LabError as error:
         if not api.rtx:
             raise
@@ -80,6 +81,7 @@ def find_target(api: TensorRT, cuda: Cuda, compute_capabilities: tuple[str, ...]
             f"{error}\n{api} also builds without a GPU, for others: python -m deploy build BUNDLE "
             "--compute-capability 8.6"
         ) from error
+    return Target(api, cuda, device)
 
 
 def ready_engine(
@@ -177,7 +179,7 @@ def _build(
         bundle.path(variant).read_bytes(),
         options,
         label=str(bundle.path(variant)),
-        compute_capabilities=target.compute_capabilities,
+        compute_capabilities=_aims(target),
         workspace_bytes=_workspace_bytes(target, options),
         timings=timing.read_bytes() if timing.is_file() else b"",
     )
@@ -196,6 +198,13 @@ def _build(
     if plan.timings is not None:
         write_whole(timing, plan.timings)
     return BuiltEngine(path, record, built=True)
+
+
+def _aims(target: Target) -> tuple[str, ...]:
+    """The compute capabilities that TensorRT is told to build for; none: it goes by this machine's GPU."""
+    if target.device is None:
+        return target.compute_capabilities
+    return target.api.capabilities_for(target.device.compute_capability)
 
 
 def _workspace_bytes(target: Target, options: BuildOptions) -> int | None:

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deploy.system_files import read_text
+
 # Instructions that multiply 8-bit integers and add into 32 bits: with them INT8 is both fast and exact.
 _DOT_PRODUCT_FLAGS = {"avx512_vnni", "avx_vnni", "asimddp"}
 
@@ -19,9 +21,9 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def has_int8_dot_product() -> bool | None:
+def has_int8_dot_product(root: Path = Path("/")) -> bool | None:
     """Whether the CPU has VNNI (x86) or dotprod (ARM); None where the system does not say."""
-    facts = _cpuinfo()
+    facts = cpu_facts(root)
     flags = facts.get("flags") or facts.get("Features")
     return None if flags is None else not _DOT_PRODUCT_FLAGS.isdisjoint(flags.split())
 
@@ -31,9 +33,9 @@ def describe_machine() -> dict[str, Any]:
 
     The host's name is left out on purpose: result files get published.
     """
-    facts = _cpuinfo()
+    facts = cpu_facts()
     return {
-        "device": _read("/proc/device-tree/model"),  # a Jetson names its module and board here
+        "device": read_text(Path("/proc/device-tree/model")),  # a Jetson names its module and board here
         "cpu": facts.get("model name") or platform.processor() or None,
         "architecture": platform.machine(),
         "cores": usable_cores(),
@@ -42,14 +44,14 @@ def describe_machine() -> dict[str, Any]:
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("numpy", "onnxruntime", "openvino")},
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": read_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "mhz": _mhz(facts),
     }
 
 
 def available_memory_bytes() -> int | None:
     """What programs can still take without swapping; None where the system does not say."""
-    lines = (_read("/proc/meminfo") or "").splitlines()
+    lines = (read_text(Path("/proc/meminfo")) or "").splitlines()
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(found[0]) * 1024 if found else None
 
@@ -62,16 +64,9 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return None
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first core's block of /proc/cpuinfo."""
-    block = (_read("/proc/cpuinfo") or "").split("\n\n")[0]
+def cpu_facts(root: Path = Path("/")) -> dict[str, str]:
+    """The first core's block of /proc/cpuinfo, by its own names: `model name`, `flags`."""
+    block = (read_text(root / "proc/cpuinfo") or "").split("\n\n")[0]
     pairs = (line.partition(":") for line in block.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -83,7 +78,7 @@ def _memory_mib() -> int | None:
 
 
 def _mhz(facts: dict[str, str]) -> float | None:
-    khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    khz = read_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
     if khz:
         return int(khz) / 1000
     return float(facts["cpu MHz"]) if "cpu MHz" in facts else None

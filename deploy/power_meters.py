@@ -40,10 +40,10 @@ def find_meter(root: Path = Path("/"), device: Literal["gpu", "cpu"] | None = No
         )
     if package := find_rapl(root):
         return package
+    what = "the CPU's" if device == "cpu" else "it: no INA3221 or INA238, no tegrastats, no NVIDIA driver"
     raise LabError(
-        "power: nothing here measures it: no INA3221 or INA238, no tegrastats, no NVIDIA driver, no RAPL "
-        "(/sys/class/powercap); a virtual machine and most containers hide RAPL: measure on the machine "
-        "itself, or with a meter at its plug"
+        f"power: nothing here measures {what}, no RAPL (/sys/class/powercap); a virtual machine and most "
+        "containers hide RAPL: measure on the machine itself, or with a meter at its plug"
     )
 
 

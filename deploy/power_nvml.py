@@ -33,10 +33,11 @@ class NvmlMeter:
         name = nvml.nvmlDeviceGetName(self._handle)
         self.rail = f"{name.decode() if isinstance(name, bytes) else name} (GPU {index})"
         self.rails = (self.rail,)
-        self._counts = self._joules() is not None
+        joules = self._joules()
+        self._counts = joules is not None
         if not self._counts:
             self._power()
-        self._last = (time.monotonic(), self._joules() or 0.0)
+        self._last = (time.monotonic(), joules or 0.0)
 
     def read(self) -> PowerSample:
         if not self._counts:

@@ -9,10 +9,13 @@ It prints a line an interval, the rails at its end (developer guide of Jetson Li
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -53,6 +56,7 @@ class TegrastatsMeter:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                start_new_session=True,  # so that what it starts ends with it, and lets go of the pipe
             )
         except OSError as error:
             raise LabError(
@@ -92,15 +96,12 @@ class TegrastatsMeter:
         self._stop()
 
     def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for end in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, end)
+            self._reader.join(_PATIENCE_S)
+            if not self._reader.is_alive():
+                break
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -116,6 +117,7 @@ class TegrastatsMeter:
             with self._news:
                 self._latest = PowerSample(time.monotonic(), watts)
                 self._news.notify_all()
+        self._process.stdout.close()
         code = self._process.wait()
         with self._news:
             self._end = f"exit code {code}" + (f", {last[:120]!r}" if last else "")

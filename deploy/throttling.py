@@ -1,7 +1,8 @@
 """What holds a device's clocks back, and how often it has done so since the start.
 
 Now: cooling devices (/sys/class/thermal/cooling_device*: type, cur_state) above 0. On a Jetson those are the
-`*-throttle-alert` and the caps on cpufreq and devfreq; a fan is one, too, and no throttling.
+`*-throttle-alert` (`*-balanced` on JetPack 4) and the caps on cpufreq and devfreq (`thermal-cpufreq-0` before
+Linux 5.11); a fan is one, too, and no throttling.
 Counted: a Jetson's over-current and under-voltage events (oc{1,2,3}_event_cnt of the hwmon soctherm_oc;
 developer guide of Jetson Linux, platform power and performance), and what x86 CPUs count in
 /sys/devices/system/cpu/cpu*/thermal_throttle/.
@@ -16,7 +17,8 @@ from deploy.system_files import folders, read_int, read_text
 
 # intel_powerclamp is -1 at rest; "TCC Offset" is a setting.
 _HOLDS_BACK = re.compile(
-    r"(?i).*-throttle-alert|hot-surface-alert|cpufreq.*|devfreq.*|processor|intel_powerclamp"
+    r"(?i).*-throttle-alert|hot-surface-alert|.*-balanced|(thermal-)?(cpu|dev)freq.*"
+    r"|processor|intel_powerclamp"
 )
 _CAUSES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
 

@@ -19,7 +19,7 @@ from deploy.trt_types import Builder, Config, Context, Engine, Named, Network, P
 
 NAMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 """Modules in the order they are tried; the last is there where TensorRT-RTX is installed by its parts."""
-_OLDEST = 10
+OLDEST = 10
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -139,6 +139,24 @@ class TensorRT:
                 f"{', '.join(sorted(self._capabilities, key=float))}"
             )
 
+    def capabilities_for(self, own: str) -> tuple[str, ...]:
+        """What to build for on a GPU of compute capability `own`; none named: whatever TensorRT takes itself.
+
+        What TensorRT-RTX takes itself leaves out 7.5 and reaches beyond the newest that it has a name for.
+        Raises LabError for a GPU that it has no engines for: those of an older one do not run there either.
+        """
+        if not self.rtx:
+            return ()
+        known = sorted(self._capabilities, key=float)
+        if own in known:
+            return (own,)
+        if float(own) > float(known[-1]):
+            return ()
+        raise LabError(
+            f"compute capability {own}: {self} has no engines for it, only for {', '.join(known)} and later: "
+            "install TensorRT (pip install tensorrt), or run the int8-cpu variant with ONNX Runtime"
+        )
+
     def aim_at(self, config: Any, names: Sequence[str]) -> None:
         """Build for GPUs of these compute capabilities, here or not; TensorRT-RTX alone has this."""
         config.num_compute_capabilities = len(names)
@@ -237,9 +255,9 @@ def find_tensorrt(names: Sequence[str] = NAMES) -> TensorRT:
             "pip install tensorrt-rtx"
         )
     api = TensorRT(module)
-    if not api.rtx and int(api.version.partition(".")[0]) < _OLDEST:
+    if not api.rtx and int(api.version.partition(".")[0]) < OLDEST:
         raise LabError(
-            f"{api} is too old: {_OLDEST}.0 is the least (JetPack 6.1). JetPack 5 cannot run these engines: "
+            f"{api} is too old: {OLDEST}.0 is the least (JetPack 6.1). JetPack 5 cannot run these engines: "
             "flash JetPack 6.1 or later, or run the int8-cpu variant with ONNX Runtime"
         )
     return api

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.accuracy import agreement, answer, classify, images_for, tensors_for, top1
-from deploy.backends import can_emulate, open_runner
+from deploy.backends import can_emulate, cannot_run, open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.manifest import Answers, Variant
 from deploy.runner import Runner
 from deploy.score import score
-from deploy.target import DLA_BACKEND
 from deploy.tensors import Tensors
 
 Logits = NDArray[Any]
@@ -67,7 +66,7 @@ def verify(
     answers, samples = bundle.answers(), bundle.tensors()
     checks = [Check("files", "ok", f"{len(bundle.files)} files have their SHA-256")]
     for variant in bundle.variants:
-        if reason := _cannot_run(variant, backend):
+        if reason := cannot_run(variant, backend):
             checks.append(Check(variant.name, "info", f"not run: {reason}"))
             continue
         limits = tolerances(bundle, variant, answers)
@@ -86,17 +85,6 @@ def answer_samples(runner: Runner, samples: Tensors) -> dict[str, NDArray[Any]]:
     """Of all samples, by output."""
     pieces = [answer(runner, batch.arrays) for batch in samples.batches(_BATCH)]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _cannot_run(variant: Variant, backend: str) -> str | None:
-    """Why a backend is not asked to run a variant; None where it is."""
-    if variant.precision == "bf16" and backend == "onnxruntime":
-        return "ONNX Runtime has no BF16 on a CPU"
-    if variant.precision == "int8" and backend == "tensorrt" != variant.backend:
-        return f"its integers have the form of {variant.backend}, which TensorRT's parser refuses"
-    if variant.backend == DLA_BACKEND and backend != DLA_BACKEND:
-        return "its INT8 is in a calibration cache, which only TensorRT on a DLA reads"
-    return None
 
 
 def relative_error(got: Logits, expected: Logits) -> float:
@@ -170,7 +158,7 @@ def _accuracy(bundle: Bundle, images: Path | str, backend: str, threads: int | N
     assert bundle.input is not None
     labels = [label for _, label in found]
     checks = []
-    for variant in (v for v in bundle.variants if _cannot_run(v, backend) is None):
+    for variant in (v for v in bundle.variants if cannot_run(v, backend) is None):
         with open_runner(bundle, variant.name, backend, threads=threads) as runner:
             logits = classify(runner, [path for path, _ in found], bundle.input, _BATCH)
         recorded = variant.metrics.get("top1")
@@ -187,7 +175,7 @@ def _scores(bundle: Bundle, inputs: Path, backend: str, threads: int | None) -> 
         runners = {
             v.name: stack.enter_context(open_runner(bundle, v.name, backend, threads=threads))
             for v in bundle.variants
-            if _cannot_run(v, backend) is None
+            if cannot_run(v, backend) is None
         }
         scores = score(runners, found.batches(_BATCH), bundle.class_output, fp32.name if fp32 else None)
     checks = []

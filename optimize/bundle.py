@@ -1,8 +1,14 @@
-"""From ONNX files to the bundle that goes to the device."""
+"""From ONNX files to the bundle that goes to the device.
+
+`python -m optimize.bundle BUNDLE --pyz` writes one as a single file that runs there.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +22,13 @@ import numpy.typing as npt
 import onnx
 
 from data.index import Index
-from deploy.bundle import Bundle, Variant, write_bundle, write_tensor_bundle
+from deploy.bundle import Bundle, Variant, open_bundle, write_bundle, write_tensor_bundle
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
 from deploy.preprocess import load_image, preprocess
 from deploy.target import Target
 from deploy.tensors import Tensors
+from optimize.archive import write_archive
 from optimize.fidelity import plain_session
 from optimize.foreign import Foreign
 from optimize.targets import TARGETS_NAME, describe
@@ -150,3 +157,35 @@ def _versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue  # edgelab itself, where it runs from a checkout
     return installed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 for a user's mistake, told on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m optimize.bundle",
+        description="Write a bundle as one file that runs on the device: python3 NAME.pyz verify.",
+        epilog="example: python -m optimize.bundle runs/digits/bundle --pyz digits.pyz",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument(
+        "--pyz", type=Path, nargs="?", required=True, const=None, metavar="FILE",
+        help="the file to write (default: NAME.pyz beside the folder, of the bundle's own name)",
+    )  # fmt: skip
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="with this private key of Ed25519")
+    options = parser.parse_args(argv)
+    try:
+        out = options.pyz or options.bundle.parent / f"{_file_name(open_bundle(options.bundle).name)}.pyz"
+        write_archive(options.bundle, out, options.sign)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB{', signed' if options.sign else ''}")
+    return 0
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "bundle"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 
 import torch
 
@@ -14,7 +13,8 @@ from deploy.machine import describe_machine, version
 def machine_line(device: torch.device) -> str:
     machine = describe_machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine["cpu"]
-    versions = f"torch {torch.__version__}, DALI {metadata.version('nvidia-dali-cuda130')}"
+    dali = version("nvidia-dali-cuda130")  # None where it is not installed: not every benchmark loads images
+    versions = f"torch {torch.__version__}" + (f", DALI {dali}" if dali else "")
     return f"{name}, {machine['cores']} cores, Python {machine['python']}, {versions}"
 
 

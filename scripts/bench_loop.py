@@ -88,6 +88,7 @@ def random_batches(config: TrainConfig, count: int, device: torch.device) -> lis
 def our_training(config: TrainConfig, spec: InputSpec, strategy: Strategy) -> Iterator[tuple[Training, Job]]:
     """A network as it is at the start of a run, with its records, stop check and watchdog."""
     device = strategy.device
+    torch.backends.cudnn.benchmark = True  # as in a run
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         torch.manual_seed(0)

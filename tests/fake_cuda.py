@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 
 Work = Callable[[], None]
 
-OUT_OF_MEMORY, ILLEGAL_ADDRESS, NOT_PERMITTED = 2, 700, 800
+OUT_OF_MEMORY, ILLEGAL_ADDRESS, NOT_IN_A_CAPTURE = 2, 700, 900
 NAMES = {
     OUT_OF_MEMORY: ("cudaErrorMemoryAllocation", "out of memory"),
     ILLEGAL_ADDRESS: ("cudaErrorIllegalAddress", "an illegal memory access was encountered"),
-    NOT_PERMITTED: ("cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"),
+    NOT_IN_A_CAPTURE: (
+        "cudaErrorStreamCaptureUnsupported",
+        "not permitted when a stream is capturing",
+    ),
     901: ("cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"),
     100: ("cudaErrorNoDevice", "no CUDA-capable device is detected"),
 }
@@ -87,7 +90,7 @@ class FakeCuda:
     def cudaStreamSynchronize(self, stream: int) -> tuple[int, tuple[int, ...]]:  # noqa: N802
         if self.capturing is not None:
             self.invalid_capture = True
-            return NOT_PERMITTED, ()
+            return NOT_IN_A_CAPTURE, ()
         for work in self.queues[stream]:
             work()
         self.queues[stream].clear()

@@ -111,5 +111,6 @@ def test_without_pillow_and_opencv_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "cv2", None)
+    (tmp_path / "a.png").touch()
     with pytest.raises(LabError, match="pip install pillow"):
         load_image(tmp_path / "a.png")

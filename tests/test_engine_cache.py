@@ -241,6 +241,26 @@ def test_without_a_driver_the_gpus_elsewhere_are_named() -> None:
         find_target(target.api, Cuda(FakeCuda(num_devices=0)))
 
 
+def test_a_gpu_that_rtx_has_no_engines_for_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(LabError, match=r"compute capability 9\.0: TensorRT-RTX .* has no engines for it"):
+        find_target(rtx("8.6").api, Cuda(FakeCuda(capability=(9, 0))))
+
+
+def test_rtx_is_told_the_gpu_that_is_there(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BuiltError(Exception):
+        pass
+
+    def build(*_: Any, compute_capabilities: tuple[str, ...], **__: Any) -> None:
+        raise BuiltError(*compute_capabilities)
+
+    monkeypatch.setattr("deploy.engine.build_plan", build)
+    target = find_target(rtx("8.6").api, Cuda(FakeCuda(capability=(7, 5))))
+    with pytest.raises(BuiltError, match=r"^7\.5$"):
+        ready_engine(bundle, "int8", target, None, say_nothing, lock=lock(tmp_path))
+
+
 def test_what_was_built_while_waiting_is_taken(bundle: Bundle) -> None:
     """The other process has built this very engine when the lock comes free."""
     target = mocked()[2]

@@ -154,6 +154,15 @@ def test_only_rtx_builds_for_other_gpus() -> None:
         real.check_capabilities(["8.6", "8.6"])
 
 
+def test_rtx_builds_for_the_gpu_that_is_there_or_says_that_it_cannot() -> None:
+    real = real_rtx()
+    assert real.capabilities_for("7.5") == ("7.5",)  # without a word it leaves this one out
+    assert real.capabilities_for("13.0") == ()
+    with pytest.raises(LabError, match=r"9\.0: TensorRT-RTX .* has no engines for it, only for 7\.5"):
+        real.capabilities_for("9.0")
+    assert TensorRT(fake("10.3.0")).capabilities_for("9.0") == ()
+
+
 def test_rtx_compiles_its_kernels_before_the_first_query() -> None:
     """Else it does so beside the first ones, and a CUDA graph would keep the general kernels."""
     module, settings = rtx(), SimpleNamespace()

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from deploy.preprocess import Image
 
 TOP = 5
+State = Literal["playing", "waiting", "ended", "failed"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Guess:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a lane says of one picture. top: at most TOP, likeliest first. latency_ms: of `infer` alone."""
+    """What a lane says of one picture. top: at most TOP, likeliest first. latency_ms: of `infer` alone.
+
+    error: one line on why the lane has no answer; then `top` is empty and `latency_ms` 0.
+    """
 
     lane: Lane
     precision: str
     top: tuple[Guess, ...]
     latency_ms: float
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Status:
     """
 
     source: str
-    state: Literal["playing", "waiting", "ended", "failed"]
+    state: State
     message: str | None
     fps: float | None
     lane_fps: tuple[float | None, ...]
