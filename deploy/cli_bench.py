@@ -35,10 +35,7 @@ def add_bench(commands: Commands, own: Path | None) -> None:
         description="Accuracy, latency, throughput, memory and energy of each variant of a bundle.",
         epilog="example: python -m deploy bench runs/digits/bundle --images photos/test --out results.jsonl",
     )
-    if own is None:
-        parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="the bundle's folder")
-    else:
-        add_bundle(parser, own)
+    add_bundle(parser, own, optional=True)
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A.jsonl", "B.jsonl"),
         help="measure nothing: say whether two results files differ by more than noise",

@@ -1,4 +1,4 @@
-"""The processes that `bench` starts for itself, from a folder and from a zip alike; a failure is one error."""
+"""Processes that `bench` starts for itself, from a folder and from a zip alike; a failure is one error."""
 
 from __future__ import annotations
 
