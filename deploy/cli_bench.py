@@ -14,9 +14,13 @@ from deploy.bench_inside import copies_note
 from deploy.bench_table import format_energy, format_in_flight, format_latency
 from deploy.bundle import Bundle, open_bundle
 from deploy.cli import add_bundle, add_runner, add_samples
+from deploy.cli_loadgen import add_scenario, bench_scenario, check_options
+from deploy.compare_table import compare_files
 from deploy.errors import LabError
 from deploy.power_meters import find_meter
 from deploy.table import format_table
+
+DEFAULT_SECONDS = 3.0
 
 if TYPE_CHECKING:
     from deploy.cli import Commands
@@ -31,7 +35,14 @@ def add_bench(commands: Commands, own: Path | None) -> None:
         description="Accuracy, latency, throughput, memory and energy of each variant of a bundle.",
         epilog="example: python -m deploy bench runs/digits/bundle --images photos/test --out results.jsonl",
     )
-    add_bundle(parser, own)
+    if own is None:
+        parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="the bundle's folder")
+    else:
+        add_bundle(parser, own)
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A.jsonl", "B.jsonl"),
+        help="measure nothing: say whether two results files differ by more than noise",
+    )  # fmt: skip
     add_runner(parser)
     add_samples(parser)
     parser.add_argument(
@@ -43,7 +54,9 @@ def add_bench(commands: Commands, own: Path | None) -> None:
         "model's own where it takes only one)",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="timed, for each figure of each variant (default: 3)"
+        "--seconds",
+        type=float,
+        help=f"timed, for each figure of each variant (default: {DEFAULT_SECONDS:g}; with --scenario 10)",
     )
     parser.add_argument(
         "--warmup", type=float, default=DEFAULT_WARMUP_S, metavar="SECONDS",
@@ -68,11 +81,20 @@ def add_bench(commands: Commands, own: Path | None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="add the measurements to this JSON lines file"
     )
+    add_scenario(parser)
     parser.set_defaults(command=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.compare:
+        print(compare_files(*options.compare))
+        return 0
+    if options.bundle is None:
+        raise LabError("no bundle: give its folder, or --compare A.jsonl B.jsonl")
+    check_options(options)
     bundle = open_bundle(options.bundle)
+    if options.scenario is not None:
+        return bench_scenario(bundle, options)
     latency, throughput = (options.batch, options.batch) if options.batch else _usual_batches(bundle)
     with ExitStack() as stack:
         meter, no_meter = _meter(options)
@@ -83,7 +105,7 @@ def _bench(options: argparse.Namespace) -> int:
             threads=options.threads,
             batches=latency,
             throughput_batches=throughput,
-            seconds=options.seconds,
+            seconds=DEFAULT_SECONDS if options.seconds is None else options.seconds,
             warmup_s=options.warmup,
             in_flight=options.in_flight,
             in_place=options.no_copies,

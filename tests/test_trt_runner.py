@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,16 @@ def test_inputs_that_numpy_does_not_know_are_refused(
 def test_emulation_is_refused(bundle: Bundle) -> None:
     with pytest.raises(LabError, match="backend 'tensorrt' cannot emulate"):
         open_runner(bundle, "int8", "tensorrt", emulate=True)
+
+
+def test_queries_in_flight_have_buffers_and_streams_of_their_own(bundle: Bundle) -> None:
+    _, cuda, target = mocked()
+    with TensorRTRunner(engine(bundle, target), target, in_flight=2) as runner:
+        streams = len(cuda.queues)
+        batches = [images(2, seed) for seed in range(8)]
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda batch: runner.infer({"image": batch})["logits"], batches))
+        for batch, got in zip(batches, found, strict=True):
+            np.testing.assert_array_equal(got, reference(bundle, batch))
+    assert streams == 2
+    assert cuda.held == cuda.queues == cuda.graphs == {}

@@ -52,8 +52,9 @@ function show({ title, limits: newLimits, shown, status }, bitmap) {
 function power({ watts, watts_of: rail, watts_missing: missing }) {
   const known = watts !== null;
   set($("watts-of"), known && rail ? `Power, ${rail}` : "Power");
-  set($("watts"), known ? `${number(watts)} W` : (missing ?? "–"));
-  $("watts").className = known ? "" : "reason";
+  set($("watts"), known ? `${number(watts)} W` : "–");
+  set($("no-watts"), missing ?? "");
+  $("no-watts").parentElement.hidden = known || !missing;
 }
 
 function sides(status) {
