@@ -128,7 +128,7 @@ def test_each_runner_that_was_opened_is_closed(bundle: Bundle, monkeypatch: pyte
             counts["closed"] += 1
             super().__exit__()
 
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         counts["opened"] += 1
         return Counted(open_runner(bundle, variant, backend, threads=threads), Event(), RuntimeError())
 
@@ -162,7 +162,7 @@ def test_who_waits_is_told_when_the_demo_ends(bundle: Bundle, monkeypatch: pytes
             go.wait(LONG_S)
             return super().infer(feed)
 
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         return Busy(open_runner(bundle, variant, backend, threads=threads), Event(), RuntimeError())
 
     monkeypatch.setattr("deploy.demo.side.open_runner", opener)
@@ -185,7 +185,7 @@ def test_a_model_that_fails_in_the_middle_says_so_and_the_other_goes_on(
 ) -> None:
     fail = Event()
 
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         runner = open_runner(bundle, variant, backend, threads=threads)
         return Failing(runner, fail, RuntimeError("out of\nmemory")) if variant == "int8" else runner
 
@@ -207,7 +207,7 @@ def test_a_model_that_fails_in_the_middle_says_so_and_the_other_goes_on(
 def test_a_lane_that_cannot_be_opened_leaves_the_other_running(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         if variant == "int8":
             raise OSError(28, "No space left on device", "bundle.engines/int8.engine")
         return open_runner(bundle, variant, backend, threads=threads)
@@ -230,7 +230,7 @@ def test_a_lane_that_cannot_be_opened_leaves_the_other_running(
 def test_where_the_best_backend_cannot_be_opened_the_next_one_is(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         if backend == "onnxruntime":
             raise LabError("the disk is full")
         return open_runner(bundle, variant, backend, threads=threads)
