@@ -19,6 +19,7 @@ def open_runner(
     threads: int | None = None,
     emulate: bool = False,
     in_flight: int = 1,
+    in_turn: bool = False,
 ) -> Runner:
     """Open a variant; use it in a `with`.
 
@@ -27,6 +28,8 @@ def open_runner(
         on the CPU's INT8 kernels. For checking, not for timing.
     in_flight: threads that may call `infer` at once; on a CPU they share its threads, and there must be one
         for each.
+    in_turn: whether other runners take turns with it query by query: then its threads rest between two
+        queries. Else they may wait busily for the next one, which is quicker where nobody else needs a core.
 
     Raises LabError for an unknown backend or variant, a library that is not installed, a thread count out
     of range, a backend that cannot emulate, and a model that does not take the bundle's input.
@@ -38,7 +41,7 @@ def open_runner(
     most = MOST_LANES if backend == "tensorrt" else used
     if not 1 <= in_flight <= most:
         raise LabError(f"{in_flight} queries in flight: must be 1 to {most} here with {backend}")
-    return _OPENERS[backend](bundle, variant, used, emulate, in_flight)
+    return _OPENERS[backend](bundle, variant, used, emulate, in_flight, in_turn)
 
 
 def usual_in_flight(backend: str, threads: int) -> int:
@@ -77,26 +80,32 @@ def cannot_run(variant: Variant, backend: str) -> str | None:
     return None
 
 
-def _onnxruntime(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:
+def _onnxruntime(
+    bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int, in_turn: bool
+) -> Runner:
     from deploy.ort import OrtRunner
 
-    return OrtRunner(bundle, variant, threads, emulate, in_flight)
+    return OrtRunner(bundle, variant, threads, emulate, in_flight, in_turn)
 
 
-def _tensorrt(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:
+def _tensorrt(
+    bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int, in_turn: bool
+) -> Runner:
     from deploy.trt import open_tensorrt
 
     return open_tensorrt(bundle, variant, in_flight)
 
 
-def _openvino(bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int) -> Runner:
+def _openvino(
+    bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int, in_turn: bool
+) -> Runner:
     from deploy.ov import OpenVinoRunner
 
     return OpenVinoRunner(bundle, variant, threads, emulate, in_flight)
 
 
 # A new backend is one file, one function here and one line below.
-_OPENERS: dict[str, Callable[[Bundle, str, int, bool, int], Runner]] = {
+_OPENERS: dict[str, Callable[[Bundle, str, int, bool, int, bool], Runner]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
     "openvino": _openvino,

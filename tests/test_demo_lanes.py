@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from deploy.bundle import Bundle
@@ -20,6 +21,7 @@ from deploy.demo.side import probabilities, top_guesses
 from deploy.engine_cache import engines_folder
 from deploy.errors import LabError
 from deploy.manifest import Variant
+from deploy.ort import session_options
 from deploy.power import PowerMeter
 from tests.demo_shows import until
 from tests.engines import mocked
@@ -153,3 +155,26 @@ def test_the_likeliest_five_come_first_and_one_without_a_name_has_its_number() -
     assert [guess.name for guess in found] == ["b", "class 5", "e", "a", "c"]
     assert [guess.probability for guess in found] == [0.3, 0.3, 0.2, 0.1, 0.05]
     json.dumps([guess.probability for guess in found])
+
+
+def test_the_threads_of_a_lane_rest_while_another_has_its_turn() -> None:
+    entry = "session.force_spinning_stop"
+    options = session_options(onnxruntime, 1, emulate=False, in_turn=True)
+    assert options.get_session_config_entry(entry) == "1"
+    with pytest.raises(Exception, match=entry):  # a benchmark's threads may wait busily
+        session_options(onnxruntime, 1, emulate=False).get_session_config_entry(entry)
+
+
+def test_both_lanes_are_opened_for_turns(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def opener(bundle: Bundle, variant: str, backend: str, **options: Any) -> Any:
+        asked.append((variant, options))
+        raise LabError("enough")
+
+    monkeypatch.setattr("deploy.demo.side.open_runner", opener)
+    lanes_wanted = [Lane("fp32", "onnxruntime"), Lane("int8-cpu", "onnxruntime")]
+    with pytest.raises(LabError, match="enough"), open_show(bundle, "upload", lanes_wanted, 1):
+        pass
+    both = {"threads": 1, "in_turn": True}
+    assert asked == [("fp32", both), ("int8-cpu", both)]
