@@ -262,6 +262,7 @@ def test_what_classifies_no_images_is_refused(bundle: Bundle, change: dict[str, 
     [
         ("nowhere", None, "source 'nowhere': no such file or folder"),
         ("camera:", None, "name the camera by its number"),
+        ("camera:front", None, "name the camera by its number, such as camera:0"),
         ("csi:front", None, "name the camera by its number"),
         ("upload", [Lane("int9", "onnxruntime")], "no variant 'int9'"),
         ("upload", [Lane("int8", "abacus")], "backend 'abacus'"),
