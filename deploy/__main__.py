@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from deploy.cli import as_called, open_bundle_option
+from deploy.cli import as_called, open_bundle_option, settle_backend
 from deploy.errors import LabError
 
 _COMMANDS = {
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None, own: Path | None = None, archive: Pa
     options = _parser(arguments[:1], own, archive, called).parse_args(arguments)
     try:
         open_bundle_option(options)
+        settle_backend(options)
         status = int(options.command(options))
         sys.stdout.flush()
         return status

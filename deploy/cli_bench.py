@@ -11,7 +11,7 @@ from deploy.accuracy import images_for, tensors_for
 from deploy.backends import CPU_BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bench_inside import copies_note
-from deploy.bench_table import format_energy, format_in_flight, format_latency
+from deploy.bench_table import format_device_memory, format_energy, format_in_flight, format_latency
 from deploy.bundle import Bundle, open_bundle
 from deploy.cli import add_bundle, add_runner, add_samples
 from deploy.cli_loadgen import add_scenario, bench_scenario, check_options
@@ -94,7 +94,7 @@ def _bench(options: argparse.Namespace) -> int:
         return bench_scenario(bundle, options)
     latency, throughput = (options.batch, options.batch) if options.batch else _usual_batches(bundle)
     with ExitStack() as stack:
-        meter, no_meter = _meter(options)
+        meter, no_meter = _meter(options, stack)
         measurements = bench(
             bundle,
             variants=options.variant,
@@ -109,11 +109,13 @@ def _bench(options: argparse.Namespace) -> int:
             with_preprocessing=options.with_preprocessing,
             images=images_for(bundle, options.images) if options.images else (),
             tensors=tensors_for(bundle, options.inputs) if options.inputs else None,
-            meter=stack.enter_context(meter) if meter else None,
+            meter=meter,
             out=options.out,
         )
     print(format_table(measurements))
     print(f"\n{format_latency(measurements)}\n{format_in_flight(measurements)}")
+    if memory := format_device_memory(measurements):
+        print(memory)
     if options.no_copies and (why := copies_note(options.backend)):
         print(why)
     print(no_meter or f"\n{format_energy(measurements)}")
@@ -130,13 +132,18 @@ def _usual_batches(bundle: Bundle) -> tuple[list[int], list[int]]:
     return ([1], [32]) if fixed is None else ([fixed], [fixed])
 
 
-def _meter(options: argparse.Namespace) -> tuple[PowerMeter | None, str]:
-    """(the meter of what computes, why there is none). Raises LabError where one was asked for."""
+def _meter(options: argparse.Namespace, stack: ExitStack) -> tuple[PowerMeter | None, str]:
+    """(the meter of what computes, opened for as long as the stack is, and why there is none).
+
+    Raises LabError where one was asked for.
+    """
     if options.energy is False:
         return None, "energy: not measured, as asked"
     try:
-        return find_meter(device="cpu" if options.backend in CPU_BACKENDS else "gpu"), ""
+        meter = stack.enter_context(find_meter(device="cpu" if options.backend in CPU_BACKENDS else "gpu"))
+        meter.read()  # it may be there and not for this user
     except LabError as error:
         if options.energy:
             raise
         return None, f"energy: not measured: {str(error).removeprefix('power: ')}"
+    return meter, ""

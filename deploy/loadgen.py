@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.backends import check_backend, cpu_threads, usual_in_flight
+from deploy.backends import check_backend, cpu_threads, open_runner, usual_in_flight
 from deploy.bundle import Bundle
 from deploy.child import run_child
 from deploy.device_state import changes, read_state
@@ -79,6 +79,9 @@ def run_loadgen(
     )
     _check(job)
     labels = _labels(bundle, images, tensors) if accuracy else []
+    if backend == "tensorrt":
+        with open_runner(bundle, variant, backend):
+            pass  # an engine that must be built is built, and told of, before the child, which is silent
     before = read_state()
     facts = _child(job)
     after = read_state()

@@ -9,16 +9,23 @@ from contextlib import contextmanager
 from itertools import count, pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from deploy.backends import open_runner
 from deploy.bench import bench
+from deploy.bench_inside import figures_of_images
 from deploy.bench_table import format_energy, format_in_flight
 from deploy.bench_turns import ROUNDS, Figure, choose_in_flight, take_turns, total_energy
 from deploy.device_state import DeviceState
 from deploy.errors import LabError
 from deploy.measure import Turn, measure_throughput
 from deploy.power import Energy, PowerSample
+from deploy.preprocess import load_image
+from deploy.runner import Arrays
 from tests.test_deploy_bundle import tiny_bundle
 
 STATE = DeviceState({"cpu0": 1000.0}, {}, "15W", ())
@@ -91,11 +98,14 @@ def test_the_device_is_looked_at_between_the_turns_and_never_inside_a_query() ->
 
 def test_turns_lie_after_each_other_on_the_time_axis() -> None:
     figures = [Figure(name, "latency", 1, lambda: None) for name in ("a", "b")]
+    begin = time.perf_counter()
     take_turns(figures, 0.01, 0, lambda: STATE)
+    elapsed = time.perf_counter() - begin
     turns = [turn for i in range(ROUNDS) for turn in (figures[0].turns[i], figures[1].turns[i])]
     assert turns[0].start_s >= 0
     for one, after in pairwise(turns):
         assert one.start_s + one.seconds <= after.start_s
+    assert turns[-1].start_s + turns[-1].seconds <= elapsed
 
 
 def test_a_clock_that_is_set_back_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,6 +146,27 @@ def test_as_many_queries_are_in_flight_as_are_faster(
                 advance(0.1)
 
         assert choose_in_flight({1: one, 2: two}, 0.0) == chosen
+
+
+def test_a_query_from_image_files_decodes_as_many_as_its_batch_in_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = tiny_bundle(tmp_path)
+    read: list[Path] = []
+
+    def load(path: Path) -> NDArray[np.uint8]:
+        read.append(path)
+        return load_image(path)
+
+    monkeypatch.setattr("deploy.bench_inside.load_image", load)
+    with open_runner(bundle, "fp32", threads=1) as runner:
+        (figure,) = figures_of_images(bundle, "fp32", runner, [4])
+        first, second = (cast("Arrays", figure.call()) for _ in range(2))
+    paths = bundle.sample_paths()
+    assert read == [*paths, *paths][:8]
+    expected = bundle.expected()["fp32"]
+    for answer, rows in ((first, expected[:4]), (second, expected[[4, 5, 0, 1]])):
+        np.testing.assert_allclose(answer["logits"], rows, rtol=1e-4, atol=1e-5)
 
 
 def test_energy_is_of_the_load_above_what_idling_draws(

@@ -76,6 +76,8 @@ def test_the_same_files_give_the_same_interval() -> None:
 
 
 def test_a_file_without_turns_is_cut_into_as_many() -> None:
+    uneven = replace(run(0), turns=tuple(Turn(0.0, 1.0, count) for count in (100, 200, 300)))
+    assert [len(turn) for turn in turns_of(uneven)] == [100, 200, 300]
     old = replace(run(0), turns=())
     assert [len(turn) for turn in turns_of(old)] == [200] * 3
     np.testing.assert_array_equal(np.concatenate(turns_of(old)), old.latency_samples_ms)

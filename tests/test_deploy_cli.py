@@ -13,8 +13,10 @@ from deploy.__main__ import main
 from deploy.bundle import Bundle, write_bundle
 from deploy.errors import LabError
 from deploy.machine import usable_cores
+from deploy.power import PowerSample
 from deploy.results import read_measurements
 from deploy.verify import verify
+from tests.test_bench_turns import Meter
 from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 QUICK = ["--seconds", "0.003", "--warmup", "0", "--threads", "1", "--batch", "1", "4"]
@@ -72,7 +74,7 @@ def test_bench_from_image_files_and_without_copies(
     options = ["--variant", "int8", "--with-preprocessing", "--no-copies", "--no-energy", "--out", str(out)]
     assert main(["bench", str(shared.root), *options, *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert "int8, batch 4, from image files" in printed
+    assert "int8, batch 4, from files" in printed
     assert "without copies: onnxruntime reads the caller's array where it lies" in printed
     assert "energy: not measured, as asked" in printed
     found = {(m.kind, m.batch, m.inside): m for m in read_measurements(out)}
@@ -84,13 +86,20 @@ def test_bench_from_image_files_and_without_copies(
     assert whole.latency.min_ms > host.latency.min_ms  # four PNG files are decoded as well
 
 
+@pytest.mark.parametrize("locked", [False, True])
 def test_energy_that_is_asked_for_and_not_to_be_had_is_an_error(
-    shared: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locked: bool
 ) -> None:
     def nothing(**_: object) -> None:
         raise LabError("power: nothing here measures it: take a meter")
 
-    monkeypatch.setattr("deploy.cli_bench.find_meter", nothing)
+    class Locked(Meter):
+        """There, but not for this user."""
+
+        def read(self) -> PowerSample:
+            raise LabError("power: nothing here measures it: take a meter")
+
+    monkeypatch.setattr("deploy.cli_bench.find_meter", (lambda **_: Locked()) if locked else nothing)
     assert main(["bench", str(shared.root), "--energy", *QUICK]) == 2
     assert capsys.readouterr().err == "error: power: nothing here measures it: take a meter\n"
     assert main(["bench", str(shared.root), *QUICK]) == 0

@@ -20,8 +20,9 @@ from tests.test_deploy_measure import measurement
 COOL = DeviceState({"gpu": 900.0}, {"tj": 45.5}, "MAXN", (), {"cpu0": 3})
 HOT = DeviceState({"gpu": 600.0}, {"tj": 95.5}, "MAXN", ("thermal",), {"cpu0": 4})
 LOADGEN = LoadGenResult(
-    "Server", "6.0.17", False, ("too few queries",), 190, {"50.00": 2.2, "90.00": 3.4}, 2.4, 2.1, 4.6, 93.8,
-    1, 100.0, 15.0, "loadgen/int8-Server",
+    "Server", "6.0.17", False, ("too few queries",), 190,
+    {"50.00": 2.2, "90.00": 3.4, "99.00": 4.0, "99.90": 4.6}, 2.4, 2.1, 4.6, 93.8, 1, 100.0, 15.0,
+    "loadgen/int8-Server",
 )  # fmt: skip
 IN_2 = {"in_flight", "inside", "device_memory_mib", "turns", "states", "energy", "loadgen"}
 
@@ -106,7 +107,7 @@ def test_a_row_a_batch_and_a_kind_of_query() -> None:
         for n in (1, 8)
     ]
     made = rows(found)
-    assert [row.name for row in made] == ["fp32, batch 1", "fp32, batch 8", "fp32, batch 8, from image files"]
+    assert [row.name for row in made] == ["fp32, batch 1", "fp32, batch 8", "fp32, batch 8, from files"]
     rates = [row.throughput and row.throughput.throughput_images_per_s for row in made]
     assert rates == [100.0, 800.0, None]
     assert [row.speedup for row in made] == [1.0, 1.0, 1.0]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from deploy.backends import open_runner
+from deploy.bench_inside import figures_in_place
 from deploy.bundle import Bundle, open_bundle
 from deploy.cuda import CudaError
 from deploy.engine import Target, ready_engine
@@ -101,6 +102,17 @@ def test_what_is_written_in_place_is_not_copied(bundle: Bundle, monkeypatch: pyt
             np.testing.assert_array_equal(got, reference(bundle, batch))
             other = images(count, 9)
             np.testing.assert_array_equal(runner.infer({"image": other})["logits"], reference(bundle, other))
+
+
+def test_the_benchmark_without_copies_copies_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, target = mocked()
+    samples = {"image": images(2)}
+    with TensorRTRunner(engine(bundle, target), target) as runner:
+        (figure,) = figures_in_place("int8", runner, samples, [4])
+        expected = reference(bundle, np.resize(samples["image"], (4, 3, SIZE, SIZE)))
+        with monkeypatch.context() as without:
+            without.setattr("deploy.trt_query.np.copyto", None)
+            np.testing.assert_array_equal(figure.call()["logits"], expected)  # type: ignore[index]
 
 
 def test_on_shared_memory_nothing_is_copied(bundle: Bundle) -> None:
