@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.accuracy import agreement, classify_all, top1
-from deploy.backends import CPU_BACKENDS, check_backend, open_runner, usual_in_flight
+from deploy.backends import CPU_BACKENDS, made_for, open_runner, usual_in_flight
 from deploy.bench_inside import figures_in_place, figures_of_images
 from deploy.bench_turns import ROUNDS, Figure, choose_in_flight, take_turns, total_energy
 from deploy.bundle import Bundle
@@ -96,25 +96,6 @@ def bench(
     if out is not None:
         append_measurements(out, measurements)
     return measurements
-
-
-def made_for(bundle: Bundle, backend: str) -> list[str]:
-    """Names of the variants of that backend; what was made for one CPU backend is for all of them.
-
-    OpenVINO gets both INT8 forms: its kernels take S8 as well, and the clamp of the U8 one costs there (a
-    fifth of ResNet-50 at 224 px, batch 1, one AMX core). TensorRT gets FP32 as well, whose form is
-    anybody's, to hold the others against. Raises LabError where there is none.
-    """
-    check_backend(backend)
-    kind = CPU_BACKENDS if backend in CPU_BACKENDS else {backend}
-    also = {"openvino": "int8", "tensorrt": "fp32"}.get(backend)
-    names = [v.name for v in bundle.variants if v.backend in kind or v.precision == also]
-    if not names:
-        others = sorted({v.backend for v in bundle.variants})
-        raise LabError(
-            f"no variant of {bundle.name} was made for {backend}, only for {others}: name variants"
-        )
-    return names
 
 
 def _check(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.bench import made_for
+from deploy.backends import made_for
 from deploy.bundle import open_bundle
 from deploy.cli import add_bundle
 from deploy.cuda import find_cuda

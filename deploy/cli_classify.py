@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.backends import open_runner
-from deploy.bench import made_for
+from deploy.backends import made_for, open_runner
 from deploy.bundle import open_bundle
 from deploy.cli import add_bundle, add_runner
 from deploy.errors import LabError

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.accuracy import images_for
-from deploy.bench import made_for
+from deploy.backends import made_for
 from deploy.bundle import Bundle
 from deploy.errors import LabError
 from deploy.loadgen import DEFAULT_LATENCY_MS, SCENARIOS, run_loadgen

@@ -12,8 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from deploy.backends import open_runner
-from deploy.bench import made_for
+from deploy.backends import made_for, open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.errors import LabError
 from deploy.loadgen import run_loadgen

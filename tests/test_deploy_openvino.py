@@ -13,8 +13,7 @@ import onnx
 import pytest
 
 from deploy.__main__ import main
-from deploy.backends import open_runner
-from deploy.bench import made_for
+from deploy.backends import made_for, open_runner
 from deploy.bundle import Bundle, Variant
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deploy.backends import BACKENDS, BEST_FIRST, cannot_run, check_backend, is_installed
-from deploy.bench import made_for
+from deploy.backends import BACKENDS, BEST_FIRST, cannot_run, check_backend, is_installed, made_for
 from deploy.bundle import Bundle
 from deploy.demo.show import Lane
 from deploy.errors import LabError
