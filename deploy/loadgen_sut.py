@@ -35,7 +35,7 @@ MOST_IN_MEMORY = 1024
 """Samples that a test of performance repeats, as MLPerf has it for ResNet-50."""
 _TRIALS, _TRIAL_S = 5, 0.1
 _SPARE = 2.5
-"""How much faster than in its trial a stream may turn out before it runs out of queries, which take memory."""
+"""How much faster than in its trial a stream may be before it runs out of queries, which take memory."""
 
 
 @dataclass(frozen=True)
