@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -57,6 +58,10 @@ class Process:
 
     def is_alive(self) -> bool:
         return self.popen.poll() is None
+
+    def num_sockets(self) -> int:
+        links = [os.readlink(link) for link in Path(f"/proc/{self.popen.pid}/fd").iterdir()]
+        return sum(link.startswith("socket:") for link in links)
 
     def memory_mb(self, field: str = "VmRSS") -> float:
         """Of /proc: VmRSS is now, VmHWM the most there has been."""

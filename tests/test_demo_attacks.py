@@ -139,6 +139,7 @@ def test_half_requests_keep_nobody_out(server: Process) -> None:
             stack.enter_context(raw(server.port, half))
         assert ask(server.port, "GET", "/").status == 200
         assert classify(server.port, encoded("PNG")).status == 200
+        assert server.num_sockets() < MAX_CONNECTIONS + 10  # and the loop's own
         viewer.message()
 
 

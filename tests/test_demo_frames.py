@@ -49,6 +49,12 @@ def test_whole_frames_come_and_the_end_has_a_reason(tmp_path: Path, end: str, re
     assert all_end(log)
 
 
+def test_what_a_child_says_never_holds_it_up(tmp_path: Path) -> None:
+    images, said = play(fake_camera(tmp_path / "log", 3, "noisy"), silence_s=5.0)
+    assert [frame_number(image) for image in images] == [1, 2, 3, 4]
+    assert said == "words"
+
+
 @pytest.mark.parametrize(("end", "words"), [("babble", "no picture but b'Setting"), ("huge", "999999999 x")])
 def test_what_is_no_frame_is_refused(tmp_path: Path, end: str, words: str) -> None:
     with pytest.raises(LabError, match=words):

@@ -1,4 +1,4 @@
-"""A camera that comes and goes, and a video that is whole, cut or none at all."""
+"""A camera that comes and goes, a video that is whole, cut or none at all, and a folder of images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from PIL import Image
 
+from deploy.demo.capture import Capture
+from deploy.demo.folder import PERIOD_S, from_folder
 from deploy.demo.moving import FIRST_PAUSE_S, LAST_PAUSE_S, Pictures, from_camera, from_video
 from deploy.demo.show import State
+from deploy.demo.sources import Source
+from tests.demo_shows import until
 from tests.fake_camera import all_end, fake_camera, frame_number, starts
 
 
@@ -97,3 +102,41 @@ def test_a_video_of_one_frame_does_not_start_programs_without_end(tmp_path: Path
     watch(from_video("x.mp4", fake_camera(tmp_path / "log", 1, "stop"), loop=True), halt)
     assert len(halt.pauses) == 2
     assert all(0 <= pause <= 1 for pause in halt.pauses)
+
+
+def photo(path: Path, grey: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (3, 2), (grey, grey, grey)).save(path)
+
+
+def test_a_folder_is_shown_in_order_without_what_is_hidden(tmp_path: Path) -> None:
+    for name, grey in (("b/2.png", 2), ("a/1.png", 1), ("b/.3.png", 3), (".c/4.png", 4)):
+        photo(tmp_path / name, grey)
+    (tmp_path / "a/1a.png").write_bytes(b"no image")
+    (tmp_path / "a/notes.txt").write_text("no image")
+    halt, told = Halt(5), []
+    images = list(from_folder(tmp_path, loop=True)(halt, lambda *what: told.append(what)))
+    assert [int(image.max()) for image in images] == [1, 2, 1]
+    assert set(halt.pauses) == {PERIOD_S}
+    assert [state for state, _ in told] == ["playing"] * 5
+    assert [bool(message and "1a.png" in message) for _, message in told] == [False, True, False, False, True]
+
+
+def test_a_folder_without_one_good_image_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"no image")
+    told: list[tuple[State, str | None]] = []
+    assert list(from_folder(tmp_path, loop=True)(Halt(9), lambda *what: told.append(what))) == []
+    assert told[-1] == ("failed", f"{tmp_path}: none of its 1 images can be read")
+    photo(tmp_path / "2.png", 9)
+    assert len(list(from_folder(tmp_path, loop=False)(Halt(9), lambda *what: told.append(what)))) == 1
+    assert told[-1] == ("ended", f"{tmp_path}: each of its 2 images was shown")
+
+
+def test_a_source_that_gives_no_pictures_but_text_has_failed(tmp_path: Path) -> None:
+    source = Source("camera:0", from_camera("camera:0", lambda: fake_camera(tmp_path / "log", 1, "babble")))
+    taken: list[int] = []
+    with Capture(source, lambda image: taken.append(frame_number(image))) as capture:
+        capture.wait_for_first(30)
+        until(lambda: capture.state()[0] == "failed")
+    assert taken == [1]
+    assert (capture.state()[1] or "").startswith("camera:0: no picture but b'Setting pipeline")
