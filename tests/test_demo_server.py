@@ -15,7 +15,7 @@ from deploy.demo.messages import agree
 from deploy.demo.server import Serving, serve
 from deploy.demo.show import Answer, Guess
 from deploy.errors import LabError
-from tests.demo_client import Viewer, ask, classify, switch
+from tests.demo_client import Viewer, ask, classify, everything, raw, switch
 from tests.fake_show import CHOICES, FakeShow, moving, playing
 from tests.test_demo_pictures import encoded
 
@@ -51,6 +51,7 @@ def test_the_page_and_its_parts(served: Serving, path: str, kind: str) -> None:
     assert reply.headers["content-type"].startswith(kind)
     assert len(reply.body) > 100
     assert ask(served.port, "HEAD", path).status == 200
+    assert ask(served.port, "HEAD", "/stream").status == 405
 
 
 def test_the_headers_keep_everything_else_out(served: Serving) -> None:
@@ -285,6 +286,30 @@ def test_a_server_ends_with_viewers_and_its_port_is_free_again(show: FakeShow) -
     assert not serving.wait(seconds=0)
     with serve(show, title="", port=serving.port) as again:
         assert ask(again.port, "GET", "/").status == 200
+
+
+def test_work_that_takes_long_does_not_hold_the_end(show: FakeShow) -> None:
+    show.hold = threading.Event()
+    ended = threading.Event()
+    length = len(encoded("PNG"))
+    head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n".encode()
+    head += b"Content-Type: image/png\r\n\r\n"
+    with serve(show, title="") as serving:
+
+        def send() -> None:
+            with raw(serving.port, head + encoded("PNG")) as connection:
+                everything(connection)
+            ended.set()
+
+        upload = threading.Thread(target=send)
+        upload.start()
+        while not any(thread.name == "demo-request" for thread in threading.enumerate()):
+            pass
+    assert not serving.wait(seconds=0)
+    assert ended.wait(30)
+    assert all(t.daemon for t in threading.enumerate() if t.name == "demo-request")
+    show.hold.set()
+    upload.join()
 
 
 def test_a_defect_is_told_in_the_terminal_and_the_server_goes_on(
