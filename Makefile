@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 IN_TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format lock horovod clean
+.PHONY: help setup demo test test-slow test-aarch64 lint format lock horovod clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## make .venv and install what requirements.lock says
 
@@ -19,7 +19,10 @@ test: $(VENV)/installed lint ## style, types and tests
 	$(BIN)/python -m pytest $(IN_TWO)
 
 test-slow: $(VENV)/installed ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(IN_TWO)
+	$(BIN)/python -m pytest -m "slow and not aarch64" $(IN_TWO)
+
+test-aarch64: $(VENV)/installed ## the one file on an arm64 CPU, emulated by qemu
+	$(BIN)/python -m pytest -m aarch64
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(BIN)/ruff check .

@@ -37,6 +37,14 @@ def format_in_flight(measurements: Sequence[Measurement]) -> str:
     return f"throughput: queries in flight, which share the threads: {each}"
 
 
+def format_device_memory(measurements: Sequence[Measurement]) -> str:
+    """What lies in a GPU's own memory, with as many queries in flight as in throughput; empty where there is
+    none."""
+    found = [m for m in measurements if m.device_memory_mib is not None and m.kind == "throughput"]
+    each = ", ".join(f"{m.variant} at batch {m.batch}: {m.device_memory_mib:.0f} MiB" for m in found)
+    return f"the GPU's own memory: {each}" if found else ""
+
+
 def format_energy(measurements: Sequence[Measurement]) -> str:
     """Joules of an image at full load; empty where nothing measured them."""
     found = [m for m in measurements if m.energy is not None]

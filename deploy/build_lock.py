@@ -6,7 +6,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.errors import LabError
@@ -28,8 +28,9 @@ def build_lock(what: str, say: Callable[[str], None], path: Path = DEFAULT_PATH)
             holder = os.pread(descriptor, 500, 0).decode(errors="replace").strip() or "another process"
             say(f"{what}: waits until {holder} has built: one build at a time on this machine ({path})")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}, which builds {what},".encode(), 0)
+        with suppress(OSError):  # a full disk: whoever waits is not told for whom
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()}, which builds {what},".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -11,12 +11,16 @@ from deploy.accuracy import images_for, tensors_for
 from deploy.backends import CPU_BACKENDS
 from deploy.bench import DEFAULT_WARMUP_S, bench
 from deploy.bench_inside import copies_note
-from deploy.bench_table import format_energy, format_in_flight, format_latency
+from deploy.bench_table import format_device_memory, format_energy, format_in_flight, format_latency
 from deploy.bundle import Bundle, open_bundle
 from deploy.cli import add_bundle, add_runner, add_samples
+from deploy.cli_loadgen import add_scenario, bench_scenario, check_options
+from deploy.compare_table import compare_files
 from deploy.errors import LabError
 from deploy.power_meters import find_meter
 from deploy.table import format_table
+
+DEFAULT_SECONDS = 3.0
 
 if TYPE_CHECKING:
     from deploy.cli import Commands
@@ -31,7 +35,11 @@ def add_bench(commands: Commands, own: Path | None) -> None:
         description="Accuracy, latency, throughput, memory and energy of each variant of a bundle.",
         epilog="example: python -m deploy bench runs/digits/bundle --images photos/test --out results.jsonl",
     )
-    add_bundle(parser, own)
+    add_bundle(parser, own, optional=True)
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A.jsonl", "B.jsonl"),
+        help="measure nothing: say whether two results files differ by more than noise",
+    )  # fmt: skip
     add_runner(parser)
     add_samples(parser)
     parser.add_argument(
@@ -43,7 +51,9 @@ def add_bench(commands: Commands, own: Path | None) -> None:
         "model's own where it takes only one)",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="timed, for each figure of each variant (default: 3)"
+        "--seconds",
+        type=float,
+        help=f"timed, for each figure of each variant (default: {DEFAULT_SECONDS:g}; with --scenario 10)",
     )
     parser.add_argument(
         "--warmup", type=float, default=DEFAULT_WARMUP_S, metavar="SECONDS",
@@ -68,14 +78,23 @@ def add_bench(commands: Commands, own: Path | None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="add the measurements to this JSON lines file"
     )
+    add_scenario(parser)
     parser.set_defaults(command=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.compare:
+        print(compare_files(*options.compare))
+        return 0
+    if options.bundle is None:
+        raise LabError("no bundle: give its folder, or --compare A.jsonl B.jsonl")
+    check_options(options)
     bundle = open_bundle(options.bundle)
+    if options.scenario is not None:
+        return bench_scenario(bundle, options)
     latency, throughput = (options.batch, options.batch) if options.batch else _usual_batches(bundle)
     with ExitStack() as stack:
-        meter, no_meter = _meter(options)
+        meter, no_meter = _meter(options, stack)
         measurements = bench(
             bundle,
             variants=options.variant,
@@ -83,18 +102,20 @@ def _bench(options: argparse.Namespace) -> int:
             threads=options.threads,
             batches=latency,
             throughput_batches=throughput,
-            seconds=options.seconds,
+            seconds=DEFAULT_SECONDS if options.seconds is None else options.seconds,
             warmup_s=options.warmup,
             in_flight=options.in_flight,
             in_place=options.no_copies,
             with_preprocessing=options.with_preprocessing,
             images=images_for(bundle, options.images) if options.images else (),
             tensors=tensors_for(bundle, options.inputs) if options.inputs else None,
-            meter=stack.enter_context(meter) if meter else None,
+            meter=meter,
             out=options.out,
         )
     print(format_table(measurements))
     print(f"\n{format_latency(measurements)}\n{format_in_flight(measurements)}")
+    if memory := format_device_memory(measurements):
+        print(memory)
     if options.no_copies and (why := copies_note(options.backend)):
         print(why)
     print(no_meter or f"\n{format_energy(measurements)}")
@@ -111,13 +132,18 @@ def _usual_batches(bundle: Bundle) -> tuple[list[int], list[int]]:
     return ([1], [32]) if fixed is None else ([fixed], [fixed])
 
 
-def _meter(options: argparse.Namespace) -> tuple[PowerMeter | None, str]:
-    """(the meter of what computes, why there is none). Raises LabError where one was asked for."""
+def _meter(options: argparse.Namespace, stack: ExitStack) -> tuple[PowerMeter | None, str]:
+    """(the meter of what computes, opened for as long as the stack is, and why there is none).
+
+    Raises LabError where one was asked for.
+    """
     if options.energy is False:
         return None, "energy: not measured, as asked"
     try:
-        return find_meter(device="cpu" if options.backend in CPU_BACKENDS else "gpu"), ""
+        meter = stack.enter_context(find_meter(device="cpu" if options.backend in CPU_BACKENDS else "gpu"))
+        meter.read()  # it may be there and not for this user
     except LabError as error:
         if options.energy:
             raise
         return None, f"energy: not measured: {str(error).removeprefix('power: ')}"
+    return meter, ""

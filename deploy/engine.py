@@ -64,6 +64,8 @@ class BuiltEngine:
     path: Path
     record: Record
     built: bool
+    unkept: Any = None
+    """The engine itself, where no file of it could be written."""
 
 
 def find_target(api: TensorRT, cuda: Cuda, compute_capabilities: tuple[str, ...] = ()) -> Target:
@@ -93,12 +95,14 @@ def ready_engine(
     *,
     cache: Path | None = None,
     force: bool = False,
+    must_keep: bool = True,
     lock: Path = DEFAULT_PATH,
 ) -> BuiltEngine:
     """The engine of a variant, built where none fits; why is said.
 
     options: None is for whoever only runs: those that the engine was built with last, or the defaults.
     cache: a folder for the engines of many bundles; see `engines_folder`. force: build in any case.
+    must_keep: False for whoever can do with one that no file could be written of.
     Raises LabError; an engine that was there stays until a new one is whole.
     """
     entry = bundle.variant(variant)
@@ -114,13 +118,33 @@ def ready_engine(
         say(f"{variant}: {reason}: building anew")
     model = bundle.path(variant)
     room = 2 * model.stat().st_size * max(1, len(target.compute_capabilities)) + _ROOM
-    make_folder(place, room)
+    kept = _kept(lambda: make_folder(place, room), variant, must_keep, say)
     with build_lock(f"{variant} of {bundle.name}", say, lock):
         # Whoever was waited for may have built this very engine.
         found = None if force else _lookup(path, key)[0]
         if found is not None:
             return BuiltEngine(path, found, built=False)
-        return _build(bundle, variant, target, options, key, path, say)
+        plan, record, timing = _build(bundle, variant, target, options, key, path, say)
+
+        def write() -> None:
+            write_engine(path, plan.data, record)
+            if plan.timings is not None:
+                write_whole(timing, plan.timings)
+
+        kept = kept and _kept(write, variant, must_keep, say)
+        return BuiltEngine(path, record, built=True, unkept=None if kept else plan.data)
+
+
+def _kept(write: Callable[[], None], variant: str, must: bool, say: Say) -> bool:
+    """Whether it could be written; where it could not, that is said. Raises its LabError where it must be."""
+    try:
+        write()
+    except LabError as error:
+        if must:
+            raise
+        say(f"WARNING: {variant}: {error}. This time it runs all the same, and is built anew the next time")
+        return False
+    return True
 
 
 def check_engine(path: Path, target: Target) -> Record:
@@ -172,7 +196,8 @@ def _key(onnx_sha256: str, target: Target, options: BuildOptions) -> Key:
 
 def _build(
     bundle: Bundle, variant: str, target: Target, options: BuildOptions, key: Key, path: Path, say: Say
-) -> BuiltEngine:
+) -> tuple[Plan, Record, Path]:
+    """The plan, its record, and where the timings of its kernels are kept."""
     timing = path.with_name(f"{slug(str(target.api))}.{target.slug}.timing")
     plan = build_plan(
         target.api,
@@ -194,10 +219,7 @@ def _build(
         precision=_read_back(target, plan, path, say),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    write_engine(path, data, record)
-    if plan.timings is not None:
-        write_whole(timing, plan.timings)
-    return BuiltEngine(path, record, built=True)
+    return plan, record, timing
 
 
 def _aims(target: Target) -> tuple[str, ...]:

@@ -20,10 +20,18 @@ class OrtRunner:
     precision: str | None = None
     device: str | None = None
 
-    def __init__(self, bundle: Bundle, variant: str, threads: int, emulate: bool, in_flight: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        threads: int,
+        emulate: bool,
+        in_flight: int = 1,
+        in_turn: bool = False,
+    ) -> None:
         path = bundle.path(variant)
         # One session takes queries from several threads at once, and then each runs in its caller's.
-        session, self.backend_version = open_session(path, threads // in_flight, emulate)
+        session, self.backend_version = open_session(path, threads // in_flight, emulate, in_turn)
         self.threads = threads
         self._session: Any = session
         self.inputs, self.outputs = _tensors(session.get_inputs()), _tensors(session.get_outputs())
@@ -43,14 +51,14 @@ class OrtRunner:
         self._session = None  # frees the weights; there is nothing else to close
 
 
-def open_session(path: Path, threads: int, emulate: bool) -> tuple[Any, str]:
+def open_session(path: Path, threads: int, emulate: bool, in_turn: bool = False) -> tuple[Any, str]:
     """The session of an ONNX file, and ONNX Runtime's version. Raises LabError."""
     try:
         import onnxruntime
     except ImportError as error:
         raise LabError("the backend onnxruntime is not installed: pip install onnxruntime") from error
     version = str(onnxruntime.__version__)
-    options = session_options(onnxruntime, threads, emulate)
+    options = session_options(onnxruntime, threads, emulate, in_turn)
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), version
     # Its exceptions (bad protobuf, unknown operator, later opset) share no base but Exception.
@@ -61,13 +69,17 @@ def open_session(path: Path, threads: int, emulate: bool) -> tuple[Any, str]:
         ) from error
 
 
-def session_options(onnxruntime: Any, threads: int, emulate: bool) -> Any:
-    """How the runner opens a file; `emulate` as in :func:`deploy.backends.open_runner`."""
+def session_options(onnxruntime: Any, threads: int, emulate: bool, in_turn: bool = False) -> Any:
+    """How the runner opens a file; `emulate` and `in_turn` as in :func:`deploy.backends.open_runner`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # warnings about its own graph rewriting would fill the terminal
     if emulate:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if in_turn:
+        # Its threads wait busily after a query, on two cores for 40 ms of CPU time: the next runner's query
+        # finds the cores taken, and a picture a second heats a device for nothing.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     if platform.machine() in ("x86_64", "AMD64") and not has_int8_dot_product():
         # Without VNNI the u8 x s8 kernels add pairs of products in 16 bits, which saturate: wrong numbers,
         # not just coarse ones. Measured on an AVX2 CPU, ResNet-18 at 64 px, relative error of the logits to

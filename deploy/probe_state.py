@@ -30,16 +30,23 @@ def probe_power_mode(module: Module, modes: PowerModes, gpu: Clock | None) -> Fi
             "power_mode", "ok", "none: this is no Jetson", facts={"current": None, "fastest": None}
         )
     fastest = _fastest(module, modes)
-    facts = {"current": modes.current, "fastest": fastest, "modes": list(modes.names.values())}
+    facts = {
+        "current": modes.current,
+        "fastest": fastest,
+        "modes": {name: number for number, name in modes.names.items()},
+    }
     if modes.current is None:
         return Finding("power_mode", "note", "unknown: nvpmodel does not say", "sudo nvpmodel -q", facts)
+    listed = ", ".join(f"{name} ({number})" for number, name in modes.names.items())
+    among = f" of {listed}" if listed else ""
     if applied := _not_applied(module, modes.current, gpu):
         return Finding(
             "power_mode", "note", applied, f"sudo nvpmodel -m {modes.number(modes.current)}", facts
         )
     if fastest is None or fastest == modes.current:
-        return Finding("power_mode", "ok", modes.current + (", the fastest" if fastest else ""), facts=facts)
-    words = f"{modes.current}; {fastest} is the fastest"
+        words = modes.current + (", the fastest" if fastest else "") + among
+        return Finding("power_mode", "ok", words, facts=facts)
+    words = f"{modes.current}; {fastest} is the fastest{among}"
     return Finding("power_mode", "note", words, f"sudo nvpmodel -m {modes.number(fastest)}", facts)
 
 
@@ -79,6 +86,8 @@ def probe_clocks(root: Path, module: Module, state: DeviceState) -> Finding:
         for name, clock in clocks.items()
     } | {name: {"mhz": mhz} for name, mhz in state.mhz.items() if name not in clocks}
     words = ", ".join(_brief(clocks, state))
+    if module.soc and "emc" not in clocks:
+        words += f"{', ' if words else ''}EMC's for root only"
     if not words:
         return Finding("clocks", "ok", "the system does not tell them", facts=facts)
     governor = read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -130,7 +130,7 @@ class Measurement:
             raise LabError(f"missing {sorted(names - set(raw))}, unknown {sorted(set(raw) - names)}")
         try:
             return cls(**raw | _parts(raw))
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, KeyError) as error:
             raise LabError(str(error)) from error
 
 
@@ -141,7 +141,7 @@ _LATENCY_SINCE_2 = {"p99_9_ms", "min_ms", "max_ms"}
 def _parts(raw: dict[str, Any]) -> dict[str, Any]:
     """The fields that are no plain values. Raises TypeError or AttributeError for what they are not."""
     samples, latency = tuple(raw["latency_samples_ms"]), raw["latency"]
-    if latency is not None and _LATENCY_SINCE_2.isdisjoint(latency):
+    if isinstance(latency, dict) and _LATENCY_SINCE_2.isdisjoint(latency):
         own = asdict(summarise(samples))
         latency = latency | {name: own[name] for name in _LATENCY_SINCE_2}
     return {

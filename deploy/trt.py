@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from types import TracebackType
 
 from deploy.cuda import find_cuda
-from deploy.engine import Target, check_engine, find_target, ready_engine
+from deploy.engine import BuiltEngine, Target, check_engine, find_target, ready_engine
 from deploy.errors import LabError
 from deploy.manifest import Bundle
 from deploy.runner import Arrays, Feed, TensorSpec, check_feed, check_model
@@ -23,6 +23,7 @@ class TensorRTRunner:
 
     precision: what the engine's layers compute in, as the engine itself says; None where it was not asked.
     in_flight: threads that may call `infer` at once; each has a lane of its own.
+    unkept: the engine, where there is no file of it at `path`.
     Raises LabError for an engine of another device or version, one that does not fit the bundle if one is
     given, and where memory or a type is wanting.
     """
@@ -31,15 +32,23 @@ class TensorRTRunner:
     threads = 1
 
     def __init__(
-        self, path: Path, target: Target, bundle: Bundle | None = None, *, in_flight: int = 1
+        self,
+        path: Path,
+        target: Target,
+        bundle: Bundle | None = None,
+        *,
+        in_flight: int = 1,
+        unkept: BuiltEngine | None = None,
     ) -> None:
-        record = check_engine(path, target)
+        record = check_engine(path, target) if unkept is None else unkept.record
         self._api, self._cuda = target.api, target.cuda
         self.backend_version = f"RTX {target.api.version}" if target.api.rtx else target.api.version
         self.precision = record.precision.leading if record.precision else None
         self.device = target.device.name if target.device else None
         self._record, self._path = record, path
-        self._engine: Engine | None = self._api.open_engine(path.read_bytes(), str(path))
+        self._engine: Engine | None = self._api.open_engine(
+            path.read_bytes() if unkept is None else unkept.unkept, str(path)
+        )
         self.inputs, self.outputs = _tensors(self._api, self._engine)
         if bundle is not None:
             check_model(str(path), self.inputs, self.outputs, bundle)
@@ -103,10 +112,11 @@ class TensorRTRunner:
 def open_tensorrt(bundle: Bundle, variant: str, in_flight: int = 1) -> TensorRTRunner:
     """The runner of a variant on this machine's GPU; its engine is built if there is none that fits."""
     target = find_target(find_tensorrt(), find_cuda())
-    ready = ready_engine(bundle, variant, target, None, _note)
+    ready = ready_engine(bundle, variant, target, None, _note, must_keep=False)
     if ready.built:
         _note("\n".join([f"{variant}: built in {ready.record.build_s:.1f} s", *ready.record.account()]))
-    return TensorRTRunner(ready.path, target, bundle, in_flight=in_flight)
+    unkept = None if ready.unkept is None else ready
+    return TensorRTRunner(ready.path, target, bundle, in_flight=in_flight, unkept=unkept)
 
 
 def _note(text: str) -> None:

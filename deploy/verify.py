@@ -22,6 +22,9 @@ from deploy.tensors import Tensors
 Logits = NDArray[Any]
 
 FLOAT_TOLERANCE = 1e-3
+FP16_TOLERANCE = 2e-2
+"""Some devices add up in FP16, not only multiply: ONNX Runtime on ARM is then 6e-3 off, measured on ResNet-18
+and ResNet-50 with random weights on an emulated Cortex-A76."""
 _BATCH = 32
 
 
@@ -108,9 +111,10 @@ def tolerances(bundle: Bundle, variant: Variant, answers: Mapping[str, Answers])
     if not floats or variant.precision == "fp32":
         return {spec.name: FLOAT_TOLERANCE for spec in bundle.outputs}
     own = answers[variant.name]
+    least = FP16_TOLERANCE if variant.precision == "fp16" else FLOAT_TOLERANCE
     return {
         spec.name: max(
-            FLOAT_TOLERANCE, min(relative_error(own[spec.name], answers[name][spec.name]) for name in floats)
+            least, min(relative_error(own[spec.name], answers[name][spec.name]) for name in floats)
         )
         for spec in bundle.outputs
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An arm64 Python with numpy, ONNX Runtime and Pillow that runs here under qemu: FOLDER/python.
+# An arm64 Python with numpy, ONNX Runtime and Pillow that runs here under qemu: FOLDER/bin/python.
 #
 #   scripts/aarch64_python.sh FOLDER [PIP]
 #
@@ -11,8 +11,8 @@ set -euo pipefail
 
 FOLDER=$(realpath -m "${1:?folder}")
 PIP=${2:-python3 -m pip}
-# Of the versions for this Python, 1.24 and later end in a crash under qemu 7.2.
-LIBRARIES=("numpy" "onnxruntime==1.23.2" "pillow")
+# ONNX Runtime 1.32 ends in a crash under qemu 7.2.
+LIBRARIES=("numpy==2.4.6" "onnxruntime==1.23.2" "pillow==13.0.0")
 # Has the dot product of Orin's Cortex-A78AE, and no more than that (SVE is slow to emulate).
 CPU=cortex-a76
 
@@ -62,12 +62,14 @@ for wheel in "$FOLDER"/wheels/*.whl; do
 done
 rm -rf "$FOLDER/wheels"
 
-cat > "$FOLDER/python" <<EOF
+mkdir -p "$FOLDER/bin"
+# In a folder of its own: Python takes a pyvenv.cfg beside it, or one folder up, for its own.
+cat > "$FOLDER/bin/python" <<EOF
 #!/bin/sh
 # The child processes that Python starts are this script again: it is what sys.executable says.
-PYTHONHOME="$FOLDER/root/usr" PYTHONPATH="$FOLDER/site" PYTHONEXECUTABLE="$FOLDER/python" PYTHONDONTWRITEBYTECODE= \\
-    exec qemu-aarch64-static -cpu $CPU -0 "$FOLDER/python" -L "$FOLDER/root" "$FOLDER/root/usr/bin/$PYTHON" "\$@"
+PYTHONHOME="$FOLDER/root/usr" PYTHONPATH="$FOLDER/site" \\
+    exec qemu-aarch64-static -cpu $CPU -0 "$FOLDER/bin/python" -L "$FOLDER/root" "$FOLDER/root/usr/bin/$PYTHON" "\$@"
 EOF
-chmod +x "$FOLDER/python"
-"$FOLDER/python" -c 'import numpy, onnxruntime, PIL, platform; print(platform.machine(), platform.python_version(), onnxruntime.__version__)'
+chmod +x "$FOLDER/bin/python"
+"$FOLDER/bin/python" -c 'import numpy, onnxruntime, PIL, platform; print(platform.machine(), platform.python_version(), onnxruntime.__version__)'
 touch "$FOLDER/complete"

@@ -16,7 +16,7 @@ ABSENT = ("torch", "hydra", "onnx", "yaml", "uvicorn", "deploy")
 
 
 def device_python(folder: Path) -> Path:
-    """The executable of a new virtual environment in `folder`; its libraries are links to those of this one."""
+    """The Python of a new virtual environment in `folder`; its libraries are links to those of this one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     (site,) = _ask(python, "sysconfig.get_path('purelib')")

@@ -20,8 +20,10 @@ from deploy.manifest import Bundle
 from scripts import report_chain as chain
 from scripts import report_classes as classes
 from scripts import report_closeness as closeness
+from scripts import report_device as device
 from scripts import report_figures as plots
 from scripts import report_html as html
+from scripts import report_latency as latency
 from scripts import report_search as search
 from scripts.report_diagnosis import heat_map, read_diagnoses, section
 from scripts.report_figures import Figure, Series
@@ -107,6 +109,7 @@ def _sections(runs: Sequence[Run], labels: Sequence[str], figures: dict[str, Fig
     alone = len(runs) == 1
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
         whose = "" if alone else f": {label}"
+        yield device.section(run, whose)
         if run.compared:
             yield closeness.section(run, whose)
         if run.search:
@@ -166,8 +169,9 @@ def _figures(series: Sequence[Series], f1_leads: bool) -> dict[str, Figure | Non
     accuracies = [f1, *accuracies] if f1_leads else [*accuracies, f1]
     return {
         "trade-off": trade_off(series),
-        "histogram": plots.histogram(series),
-        "tail": plots.tail(series),
+        "histogram": latency.histogram(series),
+        "tail": latency.tail(series),
+        "timeline": latency.timeline(series),
         "loss": plots.curve(
             series, [("train", "loss", "training", 1), ("eval", "loss", "evaluation", 1)], "loss", log=True
         ),

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from deploy.table import Row
 
 Figure = dict[str, Any]
@@ -21,7 +19,7 @@ MANY = 6
 """Lines of one plot; more want a legend beside it, and the width of the page."""
 BEHIND = 0.35
 """Opacity of what another beats."""
-_MAX_POINTS = 1500  # a curve; more only makes the page heavy
+MAX_POINTS = 1500  # a curve; more only makes the page heavy
 
 
 @dataclass(frozen=True)
@@ -33,111 +31,6 @@ class Series:
     rows: list[Row]
     left_out: frozenset[str]
     """The variants that its bundle does not hold."""
-
-
-def histogram(runs: Sequence[Series]) -> Figure | None:
-    """Share of the queries in each bin of latency, up to the slowest variant's p99; None without samples."""
-    timed = _timed(runs)
-    if not timed:
-        return None
-    low = min(min(row.about.latency_samples_ms) for _, _, _, row in timed)
-    high = max(row.latency.p99_ms for _, _, _, row in timed) * 1.05
-    edges = np.geomspace(max(low * 0.97, 1e-4), max(high, low * 1.05), 90)
-    traces, lines = [], []
-    for i, j, run, row in timed:
-        counts, _ = np.histogram(row.about.latency_samples_ms, edges)
-        colour = colour_of(runs, i, j)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name_of(runs, run, row),
-                "x": edges[:-1].round(5).tolist(),
-                "y": (100 * counts / len(row.about.latency_samples_ms)).round(3).tolist(),
-                "line": {"shape": "hv", "color": colour, "width": 1.5},
-                "fill": "tozeroy",
-                "fillcolor": colour + "33",
-                "hovertemplate": "from %{x:.3f} ms: %{y:.1f} % of queries",
-            }
-        )
-        lines.append(
-            {
-                "type": "line",
-                "x0": row.latency.p50_ms,
-                "x1": row.latency.p50_ms,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": colour, "width": 1.5, "dash": "dot"},
-            }
-        )
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {"title": {"text": "latency, ms (log); dotted: p50"}, "type": "log", **few_ticks()},
-            "yaxis": {"title": {"text": "share of queries, %"}, "rangemode": "tozero"},
-            "shapes": lines,
-            **legend(len(traces)),
-        },
-    }
-
-
-def tail(runs: Sequence[Series]) -> Figure | None:
-    """For each latency the share of queries that took longer, both axes logarithmic; None without samples."""
-    timed = _timed(runs)
-    if not timed:
-        return None
-    traces: list[dict[str, Any]] = []
-    for i, j, run, row in timed:
-        ordered = np.sort(np.asarray(row.about.latency_samples_ms))
-        count = len(ordered)
-        # Log-spaced ranks from the slow end: every one of the slowest is kept, the bulk is thinned.
-        ranks = np.unique(np.geomspace(1, count, min(count, _MAX_POINTS // 2)).astype(int))
-        colour, name = colour_of(runs, i, j), name_of(runs, run, row)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name,
-                "legendgroup": name,
-                "x": ordered[count - ranks].round(4).tolist(),
-                "y": (100 * ranks / count).tolist(),
-                "line": {"shape": "hv", "color": colour, "width": 2},
-                "hovertemplate": "%{y:.3g} % of queries take %{x:.3f} ms or more",
-            }
-        )
-        percentiles = [
-            ("p50", 50, row.latency.p50_ms),
-            ("p90", 10, row.latency.p90_ms),
-            ("p99", 1, row.latency.p99_ms),
-        ]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": name,
-                "legendgroup": name,
-                "showlegend": False,
-                "x": [ms for _, _, ms in percentiles],
-                "y": [above for _, above, _ in percentiles],
-                "customdata": [label for label, _, _ in percentiles],
-                "marker": {"color": colour, "size": 9},
-                "hovertemplate": "%{customdata}: %{x:.3f} ms",
-            }
-        )
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {"title": {"text": "latency, ms (log)"}, "type": "log", **few_ticks()},
-            "yaxis": {
-                "title": {"text": "queries at least as slow"},
-                "type": "log",
-                "tickvals": [100, 50, 10, 1, 0.1, 0.01],
-                "ticktext": ["all", "p50", "p90", "p99", "p99.9", "p99.99"],
-            },
-            **legend(len(timed)),
-        },
-    }
 
 
 def legend(count: int) -> dict[str, Any]:
@@ -211,7 +104,7 @@ def level(y: float, colour: str, dash: str) -> dict[str, Any]:
 def _line(
     name: str, points: Sequence[tuple[int, float]], look: dict[str, Any], mode: str = "lines", **more: Any
 ) -> dict[str, Any]:
-    kept = points[:: max(1, math.ceil(len(points) / _MAX_POINTS))]
+    kept = points[:: max(1, math.ceil(len(points) / MAX_POINTS))]
     if kept[-1] != points[-1]:
         kept = [*kept, points[-1]]
     hover = "skip" if "opacity" in more else "all"
@@ -238,7 +131,8 @@ def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return smoothed
 
 
-def _timed(runs: Sequence[Series]) -> list[tuple[int, int, Series, Row]]:
+def timed(runs: Sequence[Series]) -> list[tuple[int, int, Series, Row]]:
+    """(number of the run, number of the row, run, row) of every row with samples."""
     return [
         (i, j, run, row)
         for i, run in enumerate(runs)

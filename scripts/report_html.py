@@ -123,8 +123,9 @@ def results(runs: Sequence[Run], labels: Sequence[str]) -> str:
         "speed-up",
     ]  # fmt: skip
     rule = found[0][2].about.rule
+    batches = sorted({r.latency_batch for _, _, r in found})
     hint = (
-        f"Latency: one synchronous query at a time, batch {found[0][2].latency_batch}, "
+        f"Latency: one synchronous query at a time, batch {', '.join(map(str, batches))}, "
         f"{rule.inside_the_clock}; no sample is clipped. Accuracy is of the very file and session timed."
     ) + (" SNR: of the output that is farthest from FP32's." if tensors else "")
     return f'<section><h2>Results</h2><p class="hint">{escape(hint)}</p>{table(head, lines)}</section>'
@@ -140,7 +141,7 @@ def latency_section(figures: Mapping[str, Figure | None]) -> str:
         ),
     ]
     pair = [
-        ("histogram", "Latency distribution", "The bulk of the queries, up to the slowest variant's p99."),
+        ("histogram", "Latency distribution", "Every query; the ticks are those beyond their variant's p99."),
         ("tail", "The tail", "How rare a slow query is. Dots: p50, p90, p99; the line ends at the slowest."),
     ]
     missing = ""
@@ -150,8 +151,21 @@ def latency_section(figures: Mapping[str, Figure | None]) -> str:
             "--inputs of an .npz file that has labels."
         )
     timed = figures["histogram"]
-    layout = "rows" if timed and len(timed["data"]) > MANY else "grid"
-    return missing + plot_cards(figures, panels, "") + plot_cards(figures, pair, layout)
+    layout = "rows" if timed and len(timed["layout"]["shapes"]) > MANY else "grid"
+    time = [
+        (
+            "timeline",
+            "Latency over time",
+            "Each query where it began; of many the fastest and the slowest of each sliver of time. The "
+            "variants take turns, so what comes over all of them is the machine.",
+        ),
+    ]
+    plots = (
+        plot_cards(figures, panels, ""),
+        plot_cards(figures, pair, layout),
+        plot_cards(figures, time, ""),
+    )
+    return missing + "".join(plots)
 
 
 def training_section(figures: Mapping[str, Figure | None]) -> str:

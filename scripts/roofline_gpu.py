@@ -17,9 +17,14 @@ from deploy.table import aligned
 
 SIZES = (512, 1024, 2048, 4096, 8192)
 COPY_MIB = (16, 64, 256, 1024)
+SLEEP_CYCLES = 1_000_000
+"""Half a millisecond or so."""
 GROUP = 8
 """Rows of tiles that run side by side, so that they share columns in the L2 cache."""
-TILES = ((64, 64, 32, 4, 3), (128, 64, 32, 4, 4), (128, 128, 32, 8, 3), (128, 256, 64, 8, 3))
+TILES = (
+    (64, 64, 32, 4, 3), (128, 64, 32, 4, 4), (128, 128, 32, 8, 3), (128, 256, 64, 8, 3),
+    (64, 64, 64, 4, 4), (64, 128, 64, 4, 4), (128, 128, 64, 4, 4), (128, 128, 64, 8, 4), (256, 128, 64, 8, 3),
+)  # fmt: skip
 """Rows, columns and depth of a tile, warps, stages: Triton times them and keeps the fastest for each size."""
 
 
@@ -96,12 +101,17 @@ def _kernel() -> tuple[Any, Callable[[int, int], int]]:
 
 
 def milliseconds(call: Callable[[], object], rounds: int = 20) -> float:
-    """The median of events around one call each, after three untimed ones."""
+    """The median of events around one call each, after three untimed ones.
+
+    The GPU sleeps before each, so that the call is queued by the time it starts: kernels are compared, not
+    how long Python takes to launch one.
+    """
     for _ in range(3):
         call()
     found = []
     for _ in range(rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(SLEEP_CYCLES)
         start.record()
         call()
         end.record()

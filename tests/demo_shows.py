@@ -16,7 +16,7 @@ from deploy.demo import pipeline
 from deploy.demo.show import Lane, Show, Status
 from deploy.demo.sources import Source
 
-LONG_S = 60.0
+LONG_S = 20.0
 """Of a wait that ends long before, or the test has failed."""
 RED = np.full((12, 10, 3), (200, 30, 40), np.uint8)
 FP32, INT8 = Lane("fp32", "onnxruntime"), Lane("int8", "onnxruntime")

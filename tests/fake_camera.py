@@ -31,6 +31,7 @@ _ENDS = {
     "deaf": "trap '' INT; exec sleep 600",
     "orphan": 'sleep 600 & echo $! >> "$0"; wait',
     "chatter": "while :; do echo on and on; done >&2",
+    "noisy": r"yes words | head -c 300000 >&2; printf 'P6\n2 2\n255\n%012d' 4",
     "babble": "echo Setting pipeline to PLAYING; echo New clock; echo and so on",
     "huge": r"printf 'P6\n999999999 999999999\n255\n'",
     "dies once": '[ $(wc -l < "$0") -eq 1 ] && exit 3; exec sleep 600',

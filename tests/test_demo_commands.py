@@ -167,3 +167,11 @@ def test_gstreamer_takes_the_pipeline_of_a_v4l2_camera() -> None:
 
 def test_a_password_of_a_stream_is_not_shown() -> None:
     assert find_source("rtsp://me:secret@host/1", 640).name == "rtsp://host/1"
+
+
+@pytest.mark.parametrize("source", ["camera:0", "csi:0", "rtsp://host/1", "x.mp4"])
+def test_only_linux_reads_moving_pictures(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert find_source("upload", 640).pictures is None
+    with pytest.raises(LabError, match="on Linux only; give a folder, or upload"):
+        find_source(source, 640)

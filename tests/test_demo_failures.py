@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -20,6 +23,7 @@ from deploy.errors import LabError
 from deploy.runner import Arrays, Feed
 from tests.demo_shows import FP32, INT8, LONG_S, RED, news, shows, threads_left, until, with_source
 from tests.fake_camera import all_end, fake_camera, starts
+from tests.films import cut_film, make_film
 from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 
@@ -66,6 +70,21 @@ def test_a_camera_that_vanishes_is_looked_for_until_it_is_back(
     assert all_end(log)
 
 
+def test_a_video_that_ends_in_the_middle_of_a_frame_is_played_again(bundle: Bundle, tmp_path: Path) -> None:
+    film = cut_film(make_film(tmp_path), tmp_path / "cut.webm")
+    with open_show(bundle, str(film), threads=1, loop=False) as show:
+        shows(show, lambda status: status.state == "ended")
+        (number,) = re.findall(
+            r"^cut\.webm: cut or damaged, played to frame (\d+) ", show.status().message or ""
+        )
+        assert 0 < int(number) < 10
+    with open_show(bundle, str(film), threads=1) as show:
+        shows(show, lambda status: status.state == "playing" and "cut or damaged" in (status.message or ""))
+        shown = show.latest()
+        assert shown is not None
+        assert shown.image.shape == (60, 90, 3)
+
+
 def test_only_the_monotonic_clock_counts(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,12 +120,72 @@ class Failing:
         return dict(self._runner.infer(feed))
 
 
+def test_each_runner_that_was_opened_is_closed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"opened": 0, "closed": 0}
+
+    class Counted(Failing):
+        def __exit__(self, *_: object) -> None:
+            counts["closed"] += 1
+            super().__exit__()
+
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
+        counts["opened"] += 1
+        return Counted(open_runner(bundle, variant, backend, threads=threads), Event(), RuntimeError())
+
+    monkeypatch.setattr("deploy.demo.side.open_runner", opener)
+    with open_show(bundle, "upload", [FP32, INT8], threads=1) as show:
+        show.switch(1, FP32)
+        assert counts == {"opened": 3, "closed": 1}
+        show.switch(1, FP32)
+        assert counts == {"opened": 3, "closed": 1}
+        assert show.classify(RED).answers[1].lane == FP32
+    assert counts == {"opened": 3, "closed": 3}
+
+
+def test_a_picture_that_cannot_be_looked_at_is_the_callers_trouble_alone(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_show(bundle, "upload", threads=1) as show:
+        with monkeypatch.context() as patch:
+            patch.setattr("deploy.demo.classifier.preprocess", lambda image, spec: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                show.classify(RED)
+        assert show.classify(RED).answers[0].top[0].name == "red"
+
+
+def test_who_waits_is_told_when_the_demo_ends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, go = Event(), Event()
+
+    class Busy(Failing):
+        def infer(self, feed: Feed) -> Arrays:
+            busy.set()
+            go.wait(LONG_S)
+            return super().infer(feed)
+
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
+        return Busy(open_runner(bundle, variant, backend, threads=threads), Event(), RuntimeError())
+
+    monkeypatch.setattr("deploy.demo.side.open_runner", opener)
+    with ThreadPoolExecutor(3) as pool:
+        with open_show(bundle, "upload", [FP32], threads=1) as show:
+            first = pool.submit(show.classify, RED)
+            assert busy.wait(LONG_S)
+            waiting = pool.submit(show.classify, RED), pool.submit(show.switch, 0, INT8)
+            classifier = show._classifier  # type: ignore[attr-defined]  # nothing else tells who waits
+            until(lambda: classifier._asked and classifier._switched)
+            threading.Timer(0.2, go.set).start()
+        assert first.result(LONG_S).answers[0].top[0].name == "red"
+        for one in waiting:
+            with pytest.raises(LabError, match="has ended"):
+                one.result(LONG_S)
+
+
 def test_a_model_that_fails_in_the_middle_says_so_and_the_other_goes_on(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail = Event()
 
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         runner = open_runner(bundle, variant, backend, threads=threads)
         return Failing(runner, fail, RuntimeError("out of\nmemory")) if variant == "int8" else runner
 
@@ -128,7 +207,7 @@ def test_a_model_that_fails_in_the_middle_says_so_and_the_other_goes_on(
 def test_a_lane_that_cannot_be_opened_leaves_the_other_running(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         if variant == "int8":
             raise OSError(28, "No space left on device", "bundle.engines/int8.engine")
         return open_runner(bundle, variant, backend, threads=threads)
@@ -151,7 +230,7 @@ def test_a_lane_that_cannot_be_opened_leaves_the_other_running(
 def test_where_the_best_backend_cannot_be_opened_the_next_one_is(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None) -> Any:
+    def opener(bundle: Bundle, variant: str, backend: str, threads: int | None, in_turn: bool) -> Any:
         if backend == "onnxruntime":
             raise LabError("the disk is full")
         return open_runner(bundle, variant, backend, threads=threads)
@@ -183,6 +262,7 @@ def test_what_classifies_no_images_is_refused(bundle: Bundle, change: dict[str, 
     [
         ("nowhere", None, "source 'nowhere': no such file or folder"),
         ("camera:", None, "name the camera by its number"),
+        ("camera:front", None, "name the camera by its number, such as camera:0"),
         ("csi:front", None, "name the camera by its number"),
         ("upload", [Lane("int9", "onnxruntime")], "no variant 'int9'"),
         ("upload", [Lane("int8", "abacus")], "backend 'abacus'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,6 +16,7 @@ from deploy.demo.commands import Command, video
 from deploy.demo.frames import MAX_PIXELS, Frames
 from deploy.errors import LabError
 from tests.fake_camera import all_end, fake_camera, frame_number, starts
+from tests.films import cut_film, make_film
 
 
 def play(command: Command, silence_s: float = 30.0) -> tuple[list[NDArray[Any]], str | None]:
@@ -47,6 +47,12 @@ def test_whole_frames_come_and_the_end_has_a_reason(tmp_path: Path, end: str, re
     assert {image.shape for image in images} == {(2, 2, 3)}
     assert not any(image.flags.writeable for image in images)
     assert all_end(log)
+
+
+def test_what_a_child_says_never_holds_it_up(tmp_path: Path) -> None:
+    images, said = play(fake_camera(tmp_path / "log", 3, "noisy"), silence_s=5.0)
+    assert [frame_number(image) for image in images] == [1, 2, 3, 4]
+    assert said == "words"
 
 
 @pytest.mark.parametrize(("end", "words"), [("babble", "no picture but b'Setting"), ("huge", "999999999 x")])
@@ -116,14 +122,7 @@ def only(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 frames in half a second, 90 x 60 px, red above and blue below; VP8, which both programs decode."""
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("ffmpeg is not installed, which makes the video")
-    path = tmp_path_factory.mktemp("film") / "it's a film, 100%.webm"
-    graph = "color=red:90x30:r=20:d=0.5[a];color=blue:90x30:r=20:d=0.5[b];[a][b]vstack"
-    quiet = ["ffmpeg", "-loglevel", "error", "-nostdin", "-f", "lavfi"]
-    subprocess.run([*quiet, "-i", graph, "-c:v", "libvpx", "-g", "1", str(path)], check=True)
-    return path
+    return make_film(tmp_path_factory.mktemp("film"))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -148,8 +147,7 @@ def test_a_large_video_is_made_small_and_keeps_its_shape(film: Path, program: st
 def test_a_video_that_ends_in_the_middle_of_a_frame_plays_so_far(
     film: Path, program: str, tmp_path: Path
 ) -> None:
-    cut = tmp_path / "cut.webm"
-    cut.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
+    cut = cut_film(film, tmp_path / "cut.webm")
     images, _ = play(video(str(cut), 90, jetson=False, which=only(program)))
     assert 0 < len(images) < 10
 

@@ -162,6 +162,9 @@ def test_a_slow_classifier_sees_the_newest_picture_and_a_slow_viewer_is_no_brake
         shown = show.latest()
         assert shown is not None
         assert shown.number <= 2000
+        for _ in range(3):
+            show.classify(RED)
+        assert show.latest() is shown  # no picture is looked at twice
 
 
 def test_a_large_photo_is_shown_as_it_is(bundle: Bundle, tmp_path: Path) -> None:

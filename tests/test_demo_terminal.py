@@ -165,10 +165,10 @@ sys.exit(code)
 def start(folder: Path, out: int, kind: str, **more: str) -> subprocess.Popen[bytes]:
     bundle = tiny_bundle(folder)
     arguments = [sys.executable, "-c", PROGRAM, str(bundle.root), str(folder / "photos"), kind]
-    extra = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **more}
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(extra), stdin=out, stdout=out, stderr=subprocess.PIPE
-    )
+    extra = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", **more})
+    # A test runner's own, which would stand above what the terminal says of itself.
+    env = {name: value for name, value in extra.items() if name not in ("COLUMNS", "LINES")}
+    return subprocess.Popen(arguments, cwd=ROOT, env=env, stdin=out, stdout=out, stderr=subprocess.PIPE)
 
 
 def read_until(descriptor: int, wanted: str, seconds: float = 60.0) -> str:
@@ -191,8 +191,7 @@ def test_ctrl_c_in_a_real_terminal_ends_it_well(tmp_path: Path, kind: str) -> No
             text = read_until(ours, "▀[^$]*int8 .onnxruntime.[^$]*%")
             assert "\x1b[?1049h" in text  # a screen of its own
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
-            text = read_until(ours, r"(?s)ms.*ms.*ms.*ms")
-            assert "▀" not in text.rpartition("\x1b[H")[2]  # no room for it any more
+            read_until(ours, r"\x1b\[H[^▀]*ms[^▀]*\x1b\[H")  # no room for the picture any more
         else:
             text = read_until(ours, r"#\d+ \|")
             assert "\x1b" not in text

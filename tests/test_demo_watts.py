@@ -56,6 +56,15 @@ def test_the_mean_of_the_last_second_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert not meter.is_open
 
 
+def test_what_was_drawn_before_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.demo.watts._FASTEST_S", 0.001)
+    monkeypatch.setattr("deploy.demo.watts._MEAN_OVER_S", 0.05)
+    with Watts(lambda: Meter(100.0, 7.0)) as watts:
+        until(lambda: (watts.drawn().watts or 0) > 0)
+        until(lambda: watts.drawn().watts == 7.0)
+        assert watts.drawn().rail == "VDD_IN"
+
+
 def test_a_meter_that_fails_for_a_while_says_so_and_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.demo.watts._FASTEST_S", 0.001)
     monkeypatch.setattr("deploy.demo.watts._AGAIN_S", 0.2)

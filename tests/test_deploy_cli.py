@@ -11,9 +11,12 @@ import pytest
 
 from deploy.__main__ import main
 from deploy.bundle import Bundle, write_bundle
+from deploy.errors import LabError
 from deploy.machine import usable_cores
+from deploy.power import PowerSample
 from deploy.results import read_measurements
 from deploy.verify import verify
+from tests.test_bench_turns import Meter
 from tests.test_deploy_bundle import SPEC, tiny_bundle
 
 QUICK = ["--seconds", "0.003", "--warmup", "0", "--threads", "1", "--batch", "1", "4"]
@@ -62,6 +65,45 @@ def test_bench_measures_little_when_nothing_is_asked(shared: Bundle, tmp_path: P
     found = [(m.variant, m.kind, m.batch) for m in read_measurements(out)]
     kinds = [("latency", 1), ("throughput", 32)]
     assert found == [(v, *k) for v in ("fp32", "int8") for k in kinds]
+
+
+def test_bench_from_image_files_and_without_copies(
+    shared: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.jsonl"
+    options = ["--variant", "int8", "--with-preprocessing", "--no-copies", "--no-energy", "--out", str(out)]
+    assert main(["bench", str(shared.root), *options, *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "int8, batch 4, from files" in printed
+    assert "without copies: onnxruntime reads the caller's array where it lies" in printed
+    assert "energy: not measured, as asked" in printed
+    found = {(m.kind, m.batch, m.inside): m for m in read_measurements(out)}
+    assert [key for key in found if key[2] != "host"] == [("latency", 1, "image"), ("latency", 4, "image")]
+    whole, host = found["latency", 4, "image"], found["latency", 4, "host"]
+    assert "decoding and preprocessing of image files" in whole.rule.inside_the_clock
+    assert whole.latency is not None
+    assert host.latency is not None
+    assert whole.latency.min_ms > host.latency.min_ms  # four PNG files are decoded as well
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_energy_that_is_asked_for_and_not_to_be_had_is_an_error(
+    shared: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locked: bool
+) -> None:
+    def nothing(**_: object) -> None:
+        raise LabError("power: nothing here measures it: take a meter")
+
+    class Locked(Meter):
+        """There, but not for this user."""
+
+        def read(self) -> PowerSample:
+            raise LabError("power: nothing here measures it: take a meter")
+
+    monkeypatch.setattr("deploy.cli_bench.find_meter", (lambda **_: Locked()) if locked else nothing)
+    assert main(["bench", str(shared.root), "--energy", *QUICK]) == 2
+    assert capsys.readouterr().err == "error: power: nothing here measures it: take a meter\n"
+    assert main(["bench", str(shared.root), *QUICK]) == 0
+    assert "energy: not measured: nothing here measures it: take a meter\n" in capsys.readouterr().out
 
 
 def test_bench_of_one_variant_without_images(shared: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,13 @@ def test_summary_clips_nothing() -> None:
     found = summarise([1.0] * 9 + [11.0])
     assert (found.p50_ms, found.p90_ms, found.p99_ms, found.mean_ms) == (1.0, 1.0, 11.0, 2.0)
     assert found.cv == pytest.approx(1.5)
+    assert (found.min_ms, found.max_ms) == (1.0, 11.0)
+
+
+def test_a_p99_9_needs_a_thousand_samples() -> None:
+    samples = [float(i) for i in range(1, 1001)]
+    assert summarise(samples[:999]).p99_9_ms is None
+    assert summarise(samples).p99_9_ms == 999
 
 
 def test_counts_of_calls() -> None:

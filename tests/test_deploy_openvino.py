@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -17,7 +18,7 @@ from deploy.bench import made_for
 from deploy.bundle import Bundle, Variant
 from deploy.errors import LabError
 from deploy.input_spec import InputSpec
-from deploy.machine import describe_machine
+from deploy.machine import describe_machine, usable_cores
 from deploy.manifest import LOGITS, image_tensors
 from deploy.ov import compile_model
 from deploy.results import read_measurements
@@ -123,6 +124,22 @@ def test_any_batch_and_an_answer_that_stays(shared: Bundle) -> None:
             runner.infer({"image": images[:1].astype(np.float64)})
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_queries_in_flight_get_their_own_answers(shared: Bundle, backend: str) -> None:
+    if usable_cores() < 2:
+        pytest.skip("needs two cores")
+    rng = np.random.default_rng(0)
+    feeds = [{"image": rng.normal(size=(2, 3, 8, 8)).astype(np.float32)} for _ in range(40)]
+    with (
+        open_runner(shared, "fp32", backend, threads=2) as one,
+        open_runner(shared, "fp32", backend, threads=2, in_flight=2) as two,
+        ThreadPoolExecutor(2) as callers,
+    ):
+        assert two.threads == one.threads
+        for feed, got in zip(feeds, callers.map(two.infer, feeds), strict=True):
+            np.testing.assert_allclose(got["logits"], one.infer(feed)["logits"], rtol=1e-5, atol=1e-6)
+
+
 def test_a_model_of_a_fixed_batch(tmp_path: Path) -> None:
     with open_runner(tiny_bundle(tmp_path, batch=4), "fp32", "openvino", threads=1) as runner:
         assert runner.inputs[0].shape[0] == 4
@@ -165,6 +182,7 @@ def test_what_was_made_for_one_cpu_backend_is_for_all(shared: Bundle) -> None:
     bundle = replace(shared, variants=(fp32, int8, device, half))
     assert made_for(bundle, "onnxruntime") == ["fp32", "int8"]
     assert made_for(bundle, "openvino") == ["fp32", "int8", "device"]
+    assert made_for(bundle, "tensorrt") == ["fp32", "device", "half"]
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(
             LabError, match=f"no variant of tiny was made for {backend}, only for .'tensorrt'"

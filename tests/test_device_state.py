@@ -55,6 +55,11 @@ def test_locked_clocks_are_told_from_moving_ones(tmp_path: Path) -> None:
 def test_temperatures_of_parts_that_are_off_are_left_out(tmp_path: Path) -> None:
     state = read_state(write_tree(tmp_path, agx_orin()))
     assert state.celsius == {"cpu": 52.562, "tj": 52.562}
+    # A zone that answers with an error, such as EAGAIN of a GPU without power.
+    zone = tmp_path / "sys/class/thermal/thermal_zone0/temp"
+    zone.unlink()
+    zone.mkdir()
+    assert read_state(tmp_path).celsius == {"tj": 52.562}
 
 
 def test_a_fan_is_no_throttling_and_a_cap_is(tmp_path: Path) -> None:
@@ -132,6 +137,8 @@ def test_a_quiet_measurement_has_nothing_to_say() -> None:
     idle = replace(QUIET, mhz={"cpu0": 700, "cpu1": 700, "gpu": 300})
     assert changes(idle, [QUIET, QUIET], idle) == []
     assert changes(QUIET, [], QUIET) == []
+    turbo = replace(QUIET, mhz={"cpu0": 4900, "gpu": 900})
+    assert changes(turbo, [QUIET, QUIET], turbo) == []
 
 
 def test_clocks_that_moved() -> None:

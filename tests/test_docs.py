@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from configs.images import WriteShardsConfig
 from configs.load import load, sweep_jobs
 from configs.quantize import QuantizeConfig
 from configs.schema import TrainConfig
+from deploy.__main__ import _parser
 from scripts.compare_chains import parse_chain
 from tests.processes import ROOT, python
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "jetson.md"]
+UNIT = ROOT / "deploy" / "edgelab-demo.service"
+ON_THE_DEVICE = re.compile(r"(?:^|\s)python3? (?:-m deploy|(\S+\.pyz)) (.*)")
 
 
 def commands() -> list[str]:
@@ -75,6 +80,28 @@ def test_compared_chains_compose(command: str) -> None:
     assert chains
     for chain in chains:
         load("optimize", OptimizeConfig, ["checkpoint=c", *chain.overrides])
+
+
+def on_the_device() -> list[str]:
+    """What `python -m deploy` and a .pyz are asked to do, the unit's start too."""
+    unit = [line.partition("=")[2] for line in UNIT.read_text().splitlines() if line.startswith("ExecStart=")]
+    return [command for command in [*commands(), *unit] if ON_THE_DEVICE.search(command)]
+
+
+@pytest.mark.parametrize("command", on_the_device())
+def test_commands_of_the_device_are_accepted(command: str) -> None:
+    found = ON_THE_DEVICE.search(command)
+    assert found
+    words = shlex.split(found[2])
+    own = Path("bundle") if found[1] else None
+    options = _parser(words[:1], own, Path(found[1]) if found[1] else None, None).parse_args(words)
+    assert callable(options.command)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_the_unit_is_one() -> None:
+    done = subprocess.run(["systemd-analyze", "verify", str(UNIT)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 MODULES = sorted({m for c in commands() for m in re.findall(r"python3? -m ([\w.]+(?: bench| verify)?)", c)})

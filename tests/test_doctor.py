@@ -25,7 +25,7 @@ from tests.system_tree import Files
             ["PROBLEM jetpack JetPack 4.6.1-b110, Jetson Linux 32.7.1: this module is out of scope",
              "its last JetPack is 4.6, with TensorRT 8.2",
              "ok power meter ina3221, POM_5V_IN, 10 a second: 1.8 W now",
-             "ok power mode MAXN, the fastest", "Backends that work here: onnxruntime."],
+             "ok power mode MAXN, the fastest of MAXN (0), 5W (1)", "Backends that work here: onnxruntime."],
         ),
         (
             xavier_nx(), interpreter(),
@@ -46,8 +46,9 @@ from tests.system_tree import Files
              "ok cuda toolkit 12.6.68, libcudart.so.12",
              "ok tensorrt 10.3.0; this GPU computes in int8, bf16",
              "ok dla none in Jetson Orin Nano 8GB",
-             "note power mode 15W; MAXN_SUPER is the fastest -> sudo nvpmodel -m 2",
-             "note clocks CPU 730 of 1510 MHz, GPU 306 of 625 MHz; not locked, so figures vary",
+             "note power mode 15W; MAXN_SUPER is the fastest of 15W (0), 25W (1), MAXN_SUPER (2), 7W (3)",
+             "-> sudo nvpmodel -m 2",
+             "note clocks CPU 730 of 1510 MHz, GPU 306 of 625 MHz, EMC's for root only; not locked,",
              "-> sudo jetson_clocks (until the next start)",
              "ok power meter ina3221, VDD_IN, 20 a second: 4.6 W now",
              "ok cameras /dev/video0 (HD Pro Webcam C920)",
@@ -114,7 +115,7 @@ def test_json_has_stable_keys_and_all_that_the_text_has(tmp_path: Path) -> None:
         assert told["findings"][key]["text"] == finding.text
         assert told["findings"][key]["status"] in ("ok", "note", "PROBLEM")
     assert told["findings"]["power_mode"]["facts"] == {
-        "current": "15W", "fastest": "MAXN_SUPER", "modes": ["15W", "25W", "MAXN_SUPER", "7W"],
+        "current": "15W", "fastest": "MAXN_SUPER", "modes": {"15W": 0, "25W": 1, "MAXN_SUPER": 2, "7W": 3},
     }  # fmt: skip
     assert told["findings"]["power_mode"]["remedy"] == "sudo nvpmodel -m 2"
     assert told["findings"]["power_meter"]["facts"]["all"]["rail"] == "VDD_IN"

@@ -102,7 +102,9 @@ def test_targets_that_cannot_be_read_are_told_once(tmp_path: Path, monkeypatch: 
     _, findings = looked(tmp_path, orin_nano(), interpreter(tensorrt=tensorrt("10.3.0")))
     assert "pip install pyyaml" in findings["machine"].text
     assert findings["jetpack"].text.endswith("no table to look it up in, see machine")
-    assert findings["power_mode"].text == "15W; MAXN_SUPER is the fastest"
+    assert findings["power_mode"].text == (
+        "15W; MAXN_SUPER is the fastest of 15W (0), 25W (1), MAXN_SUPER (2), 7W (3)"
+    )
     assert findings["tensorrt"].facts["usable"] is True
 
 

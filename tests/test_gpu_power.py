@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+import torch
 
 from deploy.device_state import read_state
 from deploy.power_meters import find_meter
@@ -16,17 +19,24 @@ pytestmark = [
 ]
 
 
-def test_a_card_draws_what_a_card_draws() -> None:
+def test_a_card_draws_more_when_it_works() -> None:
+    """`-s` prints what products of two bfloat16 matrices of 8192 cost."""
     with find_meter(device="gpu") as meter:
-        samples = [meter.read() for _ in range(10)]
+        idle = [meter.read() for _ in range(10)]
+        matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+        count, begun = 0, time.monotonic()
         with record_power(meter) as recording:
-            read_state()
-        energy = energy_of(meter, samples, samples, images=10, seconds=1.0)
-    assert meter.source == "nvml"
-    assert recording.samples
-    assert 5 < energy.idle_watts < 1500
-    assert energy.joules_per_image_above_idle == 0
-    assert energy.num_samples == 10
+            while len(recording.samples) < 20:
+                assert time.monotonic() - begun < 60, recording
+                for _ in range(20):
+                    torch.mm(matrix, matrix)
+                torch.cuda.synchronize()
+                count += 20
+        energy = energy_of(meter, idle, recording.samples, images=count, seconds=time.monotonic() - begun)
+    print(energy)
+    assert energy.source == "nvml"
+    assert 5 < energy.idle_watts < energy.watts[meter.rail] < 1500
+    assert 0 < energy.joules_per_image_above_idle < energy.joules_per_image
 
 
 def test_a_card_tells_its_state() -> None:

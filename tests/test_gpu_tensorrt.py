@@ -6,6 +6,7 @@ TensorRT-RTX is enough where its GPUs are; a test says so where the GPU is not o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,20 @@ def test_many_batch_sizes_in_turn_stay_right(bundle: Bundle, opened: tuple[str, 
         expected = reference(bundle, variant, batch)
         error = relative_error(runner.infer({"image": batch})["logits"], expected)
         assert error < (1e-3 if variant == "fp32" else 0.1), count
+
+
+def test_queries_in_flight_get_their_own_answers(
+    bundle: Bundle, opened: tuple[str, TensorRTRunner], target: Target
+) -> None:
+    _, runner = opened
+    batches = [images(3, seed) for seed in range(20)]
+    with (
+        TensorRTRunner(runner._path, target, bundle, in_flight=2) as two,
+        ThreadPoolExecutor(2) as callers,
+    ):
+        found = list(callers.map(lambda batch: two.infer({"image": batch})["logits"], batches))
+    for batch, got in zip(batches, found, strict=True):
+        np.testing.assert_array_equal(got, runner.infer({"image": batch})["logits"])
 
 
 def test_verify_passes_on_the_gpu(bundle: Bundle, opened: tuple[str, TensorRTRunner]) -> None:

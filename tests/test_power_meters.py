@@ -96,14 +96,14 @@ def test_rapl_gives_the_mean_since_the_last_reading(tmp_path: Path) -> None:
 
 
 def test_rapl_begins_again_at_zero(tmp_path: Path) -> None:
+    """The part counts as much as its package meanwhile, and does not begin again."""
     write_tree(tmp_path, rapl("intel-rapl:0", "package-0", RAPL_RANGE_UJ - 99_999))
+    write_tree(tmp_path, rapl("intel-rapl:0:0", "core", 0))
     with find_meter(tmp_path, "cpu") as meter:
         write_tree(tmp_path, rapl("intel-rapl:0", "package-0", 200_000))
-        wrapped = meter.read()
-        write_tree(tmp_path, rapl("intel-rapl:0", "package-0", 500_000))
-        plain = meter.read()
-    assert 0 < wrapped.watts["package-0"] <= 0.3 / 0.02
-    assert 0 < plain.watts["package-0"] <= 0.3 / 0.02
+        write_tree(tmp_path, rapl("intel-rapl:0:0", "core", 300_000))
+        watts = meter.read().watts
+    assert watts["package-0"] == watts["package-0/core"] > 0
 
 
 def test_two_packages_are_one_rail(tmp_path: Path) -> None:

@@ -71,9 +71,14 @@ def test_the_commands_build_verify_and_bench(
     assert "its integers have the form of onnxruntime, which TensorRT's parser refuses" in printed.out
 
     out = tmp_path / "results.jsonl"
-    options = ["--seconds", "0.003", "--warmup", "0", "--batch", "1", "4", "--out", str(out)]
+    options = ["--seconds", "0.003", "--warmup", "0", "--batch", "1", "4", "--no-copies", "--out", str(out)]
     assert main(["bench", root, "--backend", "tensorrt", "--variant", "int8", *options]) == 0
-    for m in read_measurements(out):
+    assert "int8, batch 4, no copy in" in capsys.readouterr().out
+    found = read_measurements(out)
+    latency = [(m.batch, m.inside) for m in found if m.kind == "latency"]
+    assert latency == [(1, "host"), (4, "host"), (1, "in place"), (4, "in place")]
+    assert {m.in_flight for m in found if m.kind == "throughput"} <= {1, 2}
+    for m in found:
         assert (m.backend, m.backend_version, m.precision) == ("tensorrt", "10.3.0", "int8")
         assert m.machine["device"] == "Fake Orin"
 
@@ -91,7 +96,6 @@ def test_the_commands_build_verify_and_bench(
     ("arguments", "message"),
     [
         (["--variant", "int4"], "no variant 'int4'; there are: fp32, int8"),
-        ([], "no variant of tiny was made for tensorrt"),
         (["--variant", "int8", "--batch", "1", "2"], "batch [1, 2]: give one size, or three"),
         (["--variant", "int8", "--compute-capability", "8.6"], "builds for this machine's own GPU only"),
         (["--variant", "int8", "--workspace-mib", "-1"], "workspace -1 MiB: must be at least 1"),

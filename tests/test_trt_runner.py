@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from deploy.backends import open_runner
+from deploy.bench_inside import figures_in_place
 from deploy.bundle import Bundle, open_bundle
 from deploy.cuda import CudaError
 from deploy.engine import Target, ready_engine
@@ -100,6 +102,17 @@ def test_what_is_written_in_place_is_not_copied(bundle: Bundle, monkeypatch: pyt
             np.testing.assert_array_equal(got, reference(bundle, batch))
             other = images(count, 9)
             np.testing.assert_array_equal(runner.infer({"image": other})["logits"], reference(bundle, other))
+
+
+def test_the_benchmark_without_copies_copies_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, target = mocked()
+    samples = {"image": images(2)}
+    with TensorRTRunner(engine(bundle, target), target) as runner:
+        (figure,) = figures_in_place("int8", runner, samples, [4])
+        expected = reference(bundle, np.resize(samples["image"], (4, 3, SIZE, SIZE)))
+        with monkeypatch.context() as without:
+            without.setattr("deploy.trt_query.np.copyto", None)
+            np.testing.assert_array_equal(figure.call()["logits"], expected)  # type: ignore[index]
 
 
 def test_on_shared_memory_nothing_is_copied(bundle: Bundle) -> None:
@@ -247,3 +260,16 @@ def test_inputs_that_numpy_does_not_know_are_refused(
 def test_emulation_is_refused(bundle: Bundle) -> None:
     with pytest.raises(LabError, match="backend 'tensorrt' cannot emulate"):
         open_runner(bundle, "int8", "tensorrt", emulate=True)
+
+
+def test_queries_in_flight_have_buffers_and_streams_of_their_own(bundle: Bundle) -> None:
+    _, cuda, target = mocked()
+    with TensorRTRunner(engine(bundle, target), target, in_flight=2) as runner:
+        streams = len(cuda.queues)
+        batches = [images(2, seed) for seed in range(8)]
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda batch: runner.infer({"image": batch})["logits"], batches))
+        for batch, got in zip(batches, found, strict=True):
+            np.testing.assert_array_equal(got, reference(bundle, batch))
+    assert streams == 2
+    assert cuda.held == cuda.queues == cuda.graphs == {}

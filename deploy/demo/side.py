@@ -83,7 +83,9 @@ def open_side(bundle: Bundle, lane: Lane, threads: int | None) -> Side:
     """Raises LabError where the runner cannot be opened, whatever its library raises."""
     try:
         return Side(
-            bundle, lane, open_runner(bundle, lane.variant, lane.backend, threads=threads).__enter__()
+            bundle,
+            lane,
+            open_runner(bundle, lane.variant, lane.backend, threads=threads, in_turn=True).__enter__(),
         )
     except LabError as error:
         raise LabError(f"{words(lane)}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,16 @@ def find_source(text: str, width: int, loop: bool = True) -> Source:
     """
     if text == UPLOAD:
         return Source(text, None)
+    path = Path(text)
+    if path.is_dir():
+        return Source(text, from_folder(path, loop))
+    if sys.platform != "linux":
+        raise LabError(
+            f"source {text!r}: cameras and videos are read on Linux only; give a folder, or upload"
+        )
     kind, colon, name = text.partition(":")
     if kind in ("camera", "csi") and colon:
-        if not name or (kind == "csi" and not name.isdigit()):
+        if not (name.isdigit() or (kind == "camera" and name.startswith("/"))):
             raise LabError(f"source {text!r}: name the camera by its number, such as {kind}:0")
         camera(text, width)  # raises now, not in a thread
         return Source(text, from_camera(text, partial(camera, text, width)))
@@ -42,9 +50,6 @@ def find_source(text: str, width: int, loop: bool = True) -> Source:
         command = video(text, width)
         name = without_password(text)
         return Source(name, from_camera(name, lambda: command))
-    path = Path(text)
-    if path.is_dir():
-        return Source(text, from_folder(path, loop))
     if not path.is_file():
         raise LabError(f"source {text!r}: no such file or folder; there are: {KINDS}")
     return Source(text, from_video(path.name, video(str(path), width), loop), is_video=True)
