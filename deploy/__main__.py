@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from deploy.cli import as_called, open_bundle_option
+from deploy.cli import as_called, open_bundle_option, settle_backend
 from deploy.errors import LabError
 
 _COMMANDS = {
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None, own: Path | None = None, archive: Pa
     options = _parser(arguments[:1], own, archive, called).parse_args(arguments)
     try:
         open_bundle_option(options)
+        settle_backend(options)
         status = int(options.command(options))
         sys.stdout.flush()
         return status
@@ -59,7 +60,7 @@ def _parser(
         description="Look at this machine, measure, check or show a bundle on it, build its engines, tell "
         "what devices can do, or estimate how fast a bundle will be there.",
     )
-    parser.set_defaults(archive=archive)
+    parser.set_defaults(archive=archive, called=called)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function in _COMMANDS.items():
         if name in first or not _COMMANDS.keys() & first:
@@ -68,6 +69,8 @@ def _parser(
     for command in commands.choices.values():
         command.epilog = as_called(command.epilog or "", called)
         command.description = as_called(command.description or "", called)
+        for action in command._actions:
+            action.help = as_called(action.help or "", called)
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from deploy.errors import LabError
 from deploy.machine import usable_cores
@@ -58,6 +59,26 @@ def cpu_threads(threads: int | None) -> int:
     return threads or cores
 
 
+def is_installed(backend: str) -> bool:
+    """Without importing it; TensorRT counts where there is a GPU that it has engines for."""
+    if backend != "tensorrt":
+        return find_spec(backend) is not None
+    from deploy.cuda import CudaError, find_cuda
+    from deploy.engine import find_target
+    from deploy.trt_api import find_tensorrt
+
+    try:
+        find_target(find_tensorrt(), find_cuda())
+    except (LabError, CudaError):
+        return False
+    return True
+
+
+def best_backend() -> str:
+    """Of those that are installed here; where none is, the one that is easiest to install."""
+    return next((name for name in BEST_FIRST if is_installed(name)), "onnxruntime")
+
+
 def check_backend(name: str) -> None:
     """Raises LabError for a backend that nobody wrote."""
     if name not in _OPENERS:
@@ -111,6 +132,7 @@ _OPENERS: dict[str, Callable[[Bundle, str, int, bool, int, bool], Runner]] = {
     "openvino": _openvino,
 }
 BACKENDS = tuple(_OPENERS)
+BEST_FIRST = ("tensorrt", "onnxruntime", "openvino")
 # A file that was made for one of these is meant for all of them.
 CPU_BACKENDS = frozenset({"onnxruntime", "openvino"})
 MOST_LANES = 8  # each holds buffers and contexts of its own in the GPU's memory

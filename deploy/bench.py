@@ -102,12 +102,13 @@ def made_for(bundle: Bundle, backend: str) -> list[str]:
     """Names of the variants of that backend; what was made for one CPU backend is for all of them.
 
     OpenVINO gets both INT8 forms: its kernels take S8 as well, and the clamp of the U8 one costs there (a
-    fifth of ResNet-50 at 224 px, batch 1, one AMX core). Raises LabError where there is none.
+    fifth of ResNet-50 at 224 px, batch 1, one AMX core). TensorRT gets FP32 as well, whose form is
+    anybody's, to hold the others against. Raises LabError where there is none.
     """
     check_backend(backend)
     kind = CPU_BACKENDS if backend in CPU_BACKENDS else {backend}
-    both = backend == "openvino"
-    names = [v.name for v in bundle.variants if v.backend in kind or (both and v.precision == "int8")]
+    also = {"openvino": "int8", "tensorrt": "fp32"}.get(backend)
+    names = [v.name for v in bundle.variants if v.backend in kind or v.precision == also]
     if not names:
         others = sorted({v.backend for v in bundle.variants})
         raise LabError(

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.archive import BUNDLE, is_archive, open_archive
-from deploy.backends import BACKENDS
+from deploy.backends import BACKENDS, BEST_FIRST, best_backend
 from deploy.errors import LabError
 from deploy.signature import require_signature
 from deploy.unpack import unpacked
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+_BEST = "best"
 
 
 def add_bundle(parser: argparse.ArgumentParser, own: Path | None, *, optional: bool = False) -> None:
@@ -67,9 +70,18 @@ def as_called(text: str, called: str | None) -> str:
 
 
 def add_runner(parser: argparse.ArgumentParser) -> None:
-    """`options.backend` and `options.threads`."""
-    parser.add_argument("--backend", default=BACKENDS[0], help=f"one of: {', '.join(BACKENDS)}")
+    """`options.backend`, which `settle_backend` makes one of BACKENDS, and `options.threads`."""
+    parser.add_argument(
+        "--backend", default=_BEST,
+        help=f"one of: {', '.join(BACKENDS)} (default: the first of {', '.join(BEST_FIRST)} that runs here)",
+    )  # fmt: skip
     add_threads(parser)
+
+
+def settle_backend(options: argparse.Namespace) -> None:
+    """Only once a command is to run, because TensorRT has to be imported to know."""
+    if getattr(options, "backend", None) == _BEST:
+        options.backend = best_backend()
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.bundle import open_bundle
-from deploy.cli import add_bundle
+from deploy.cli import add_bundle, as_called
 from deploy.estimate import estimate
 from deploy.estimate_table import format_estimates
 from deploy.target import load_target, target_names
@@ -65,7 +65,8 @@ def _targets(options: argparse.Namespace) -> int:
     if options.name:
         print(format_target(load_target(options.name)))
     else:
-        print(format_targets([load_target(name) for name in target_names()]))
+        table = format_targets([load_target(name) for name in target_names()])
+        print(as_called(table, options.called))
     return 0
 
 

@@ -92,6 +92,8 @@ def read_layers(path: Path, batch: int) -> list[Layer]:
     # Its exceptions (bad protobuf, unknown operator, missing external data) share no base but Exception.
     except Exception as error:
         raise LabError(f"{path}: cannot be read as ONNX ({error}); export the network again") from error
+    if not inferred.graph.node:
+        raise LabError(f"{path}: holds no network; export it again")
     return _Fuser(str(path), inferred.graph).layers()
 
 

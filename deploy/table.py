@@ -61,7 +61,7 @@ def rows(measurements: Sequence[Measurement]) -> list[Row]:
     return found
 
 
-_WORDS = {"host": "", "in place": ", no copy in", "image": ", from image files"}
+_WORDS = {"host": "", "in place": ", no copy in", "image": ", from files"}
 
 
 def _beside(m: Measurement, many: Mapping[int, Measurement], num_batches: int) -> Measurement | None:

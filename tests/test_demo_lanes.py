@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from deploy.backends import best_backend, is_installed
 from deploy.bundle import Bundle
 from deploy.demo import lanes
 from deploy.demo.lanes import choices, default_sides
@@ -22,7 +23,6 @@ from deploy.engine_cache import engines_folder
 from deploy.errors import LabError
 from deploy.manifest import Variant
 from deploy.ort import session_options
-from deploy.power import PowerMeter
 from tests.demo_shows import until
 from tests.engines import mocked
 from tests.test_deploy_bundle import tiny_bundle
@@ -97,22 +97,24 @@ def test_only_what_can_run_can_be_chosen(bundle: Bundle, monkeypatch: pytest.Mon
 
 def test_a_gpu_is_what_makes_tensorrt_count(monkeypatch: pytest.MonkeyPatch) -> None:
     module, cuda, target = mocked()
-    monkeypatch.setattr(lanes, "find_tensorrt", lambda: target.api)
-    monkeypatch.setattr(lanes, "find_cuda", lambda: target.cuda)
-    assert lanes.is_installed("tensorrt")
+    monkeypatch.setattr("deploy.trt_api.find_tensorrt", lambda: target.api)
+    monkeypatch.setattr("deploy.cuda.find_cuda", lambda: target.cuda)
+    assert is_installed("tensorrt")
+    assert best_backend() == "tensorrt"
     cuda.num_devices = 0
-    assert not lanes.is_installed("tensorrt")
-    assert lanes.is_installed("onnxruntime")
+    assert not is_installed("tensorrt")
+    assert is_installed("onnxruntime")
+    assert best_backend() == "onnxruntime"
     assert module.__version__ == "10.3.0"
 
 
-def test_tensorrt_runs_both_sides_and_gives_way_to_the_cpu_where_the_disk_is_full(
+def test_tensorrt_runs_both_sides_also_on_a_full_disk_and_gives_way_to_the_cpu_where_nothing_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, target = mocked()
-    for module in ("deploy.demo.lanes", "deploy.trt"):
-        monkeypatch.setattr(f"{module}.find_tensorrt", lambda: target.api)
-        monkeypatch.setattr(f"{module}.find_cuda", lambda: target.cuda)
+    for tensorrt, cuda in (("deploy.trt_api", "deploy.cuda"), ("deploy.trt", "deploy.trt")):
+        monkeypatch.setattr(f"{tensorrt}.find_tensorrt", lambda: target.api)
+        monkeypatch.setattr(f"{cuda}.find_cuda", lambda: target.cuda)
     monkeypatch.setattr("deploy.demo.pipeline.find_meter", lambda device: fails(f"no meter of the {device}"))
     tiny = tiny_bundle(tmp_path)
     bundle = replace(tiny, variants=(tiny.variants[0], replace(tiny.variants[1], backend="tensorrt")))
@@ -126,13 +128,17 @@ def test_tensorrt_runs_both_sides_and_gives_way_to_the_cpu_where_the_disk_is_ful
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
     with open_show(bundle, "upload", threads=1) as show:
+        assert show.status().lanes == both
+        assert show.classify(image).answers[0].top[0].name == "red"
+    assert not list(engines_folder(bundle, None).glob("*.engine"))
+    monkeypatch.setattr("deploy.trt.ready_engine", lambda *_, **__: fails("this network cannot be built"))
+    with open_show(bundle, "upload", threads=1) as show:
         assert not [lane for lane in show.status().lanes if lane.backend == "tensorrt"]
-        assert "fp32 (tensorrt): " in (show.status().message or "")
-        assert "1 MiB are free" in (show.status().message or "")
+        assert "fp32 (tensorrt): this network cannot be built" in (show.status().message or "")
         assert show.classify(image).answers[0].top[0].name == "red"
 
 
-def fails(text: str) -> PowerMeter:
+def fails(text: str) -> Any:
     raise LabError(text)
 
 

@@ -74,7 +74,7 @@ def test_bench_from_image_files_and_without_copies(
     options = ["--variant", "int8", "--with-preprocessing", "--no-copies", "--no-energy", "--out", str(out)]
     assert main(["bench", str(shared.root), *options, *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert "int8, batch 4, from image files" in printed
+    assert "int8, batch 4, from files" in printed
     assert "without copies: onnxruntime reads the caller's array where it lies" in printed
     assert "energy: not measured, as asked" in printed
     found = {(m.kind, m.batch, m.inside): m for m in read_measurements(out)}

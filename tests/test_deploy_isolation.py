@@ -67,7 +67,7 @@ print(sorted(tops - set(sys.stdlib_module_names) - {"deploy", "numpy"}))
 @pytest.mark.parametrize(
     ("module", "arguments", "remedy"),
     [
-        ("onnxruntime", [], "pip install onnxruntime"),
+        ("onnxruntime", ["--backend", "onnxruntime"], "pip install onnxruntime"),
         ("openvino", ["--backend", "openvino"], "pip install openvino"),
         ("PIL", [], "pip install pillow"),
     ],

@@ -182,6 +182,7 @@ def test_what_was_made_for_one_cpu_backend_is_for_all(shared: Bundle) -> None:
     bundle = replace(shared, variants=(fp32, int8, device, half))
     assert made_for(bundle, "onnxruntime") == ["fp32", "int8"]
     assert made_for(bundle, "openvino") == ["fp32", "int8", "device"]
+    assert made_for(bundle, "tensorrt") == ["fp32", "device", "half"]
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(
             LabError, match=f"no variant of tiny was made for {backend}, only for .'tensorrt'"

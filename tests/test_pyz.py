@@ -51,6 +51,7 @@ def test_targets_come_with_it(whole: Path, cache: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "orin_nano_8gb" in done.stdout
+    assert "`python3 tiny.pyz targets NAME`" in done.stdout
 
 
 def numpy_alone(folder: Path) -> Path:
@@ -105,6 +106,9 @@ def test_help_and_errors_name_the_file(whole: Path, cache: Path) -> None:
     assert "usage: python3 tiny.pyz bench" in told
     assert "example: python3 tiny.pyz bench --images photos/test" in told
     assert "BUNDLE" not in told
+    assert "as `python3 tiny.pyz targets`" in " ".join(
+        run_pyz(whole, "estimate", "-h", cache=cache).stdout.split()
+    )
     wrong = run_pyz(whole, "verify", "--backend", "tpu", cache=cache)
     assert wrong.returncode == 2
     assert "error: backend 'tpu' is not known" in wrong.stderr
@@ -171,6 +175,13 @@ def test_a_forged_bundle_is_refused_by_its_own_list(
         == 2
     )
     assert "lies outside its folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor", "bench", "verify", "classify", "demo", "build", "estimate"])
+def test_each_command_with_a_bundle_can_demand_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--require-signature" in capsys.readouterr().out
 
 
 def test_a_signature_is_demanded(

@@ -107,7 +107,7 @@ def test_a_row_a_batch_and_a_kind_of_query() -> None:
         for n in (1, 8)
     ]
     made = rows(found)
-    assert [row.name for row in made] == ["fp32, batch 1", "fp32, batch 8", "fp32, batch 8, from image files"]
+    assert [row.name for row in made] == ["fp32, batch 1", "fp32, batch 8", "fp32, batch 8, from files"]
     rates = [row.throughput and row.throughput.throughput_images_per_s for row in made]
     assert rates == [100.0, 800.0, None]
     assert [row.speedup for row in made] == [1.0, 1.0, 1.0]

@@ -96,7 +96,6 @@ def test_the_commands_build_verify_and_bench(
     ("arguments", "message"),
     [
         (["--variant", "int4"], "no variant 'int4'; there are: fp32, int8"),
-        ([], "no variant of tiny was made for tensorrt"),
         (["--variant", "int8", "--batch", "1", "2"], "batch [1, 2]: give one size, or three"),
         (["--variant", "int8", "--compute-capability", "8.6"], "builds for this machine's own GPU only"),
         (["--variant", "int8", "--workspace-mib", "-1"], "workspace -1 MiB: must be at least 1"),

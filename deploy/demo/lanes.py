@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from deploy.backends import BACKENDS, cannot_run, check_backend
+from deploy.backends import BACKENDS, BEST_FIRST, cannot_run, check_backend, is_installed
 from deploy.bench import made_for
 from deploy.bundle import Bundle
-from deploy.cuda import CudaError, find_cuda
 from deploy.demo.show import Lane
 from deploy.errors import LabError
 from deploy.manifest import Variant
-from deploy.trt_api import find_tensorrt
-
-BEST_FIRST = ("tensorrt", "onnxruntime", "openvino")
 
 
 def choices(bundle: Bundle) -> tuple[Lane, ...]:
@@ -26,18 +21,6 @@ def choices(bundle: Bundle) -> tuple[Lane, ...]:
         for backend in backends
         if cannot_run(variant, backend) is None
     )
-
-
-def is_installed(backend: str) -> bool:
-    """Without importing it; TensorRT counts where there is a GPU for it."""
-    if backend != "tensorrt":
-        return find_spec(backend) is not None
-    try:
-        find_cuda().device()
-        find_tensorrt()
-    except (LabError, CudaError):
-        return False
-    return True
 
 
 def default_sides(bundle: Bundle, offered: Sequence[Lane]) -> list[list[Lane]]:
