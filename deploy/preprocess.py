@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from io import BytesIO
@@ -64,8 +65,10 @@ def _decode_with_opencv(encoded: bytes, name: str) -> Image:
         cv2: Any = import_module("cv2")
     except ImportError as error:
         raise LabError("reading image files needs Pillow or OpenCV: pip install pillow") from error
-    # IMREAD_COLOR gives 8-bit BGR and applies the EXIF orientation.
-    picture: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    # IMREAD_COLOR gives 8-bit BGR and applies the EXIF orientation. What it cannot read is None, or an error.
+    picture: Any = None
+    with suppress(cv2.error):
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         raise LabError(f"{name}: cannot be read as an image; replace or remove the file")
     return np.ascontiguousarray(picture[:, :, ::-1])

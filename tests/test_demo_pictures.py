@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from typing import Any
 
@@ -133,3 +134,17 @@ def test_a_large_frame_is_made_smaller_for_viewers(shape: tuple[int, int]) -> No
     shown = Image.open(io.BytesIO(encode_frame(np.zeros((*shape, 3), np.uint8))))
     assert max(shown.size) <= MAX_SHOWN_SIDE
     assert min(shown.size) >= 1
+
+
+def test_opencv_does_the_same_where_pillow_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    pictures = [encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")]
+    # A header that OpenCV raises for, and an end that it returns nothing for.
+    broken = [b"BM" + bytes(12) + struct.pack("<Iii", 40, 2, 2**23 - 2**22), encoded("PNG")[:60]]
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for whole in pictures:
+        assert np.abs(decode_upload(whole).astype(int) - (200, 30, 40)).max() <= 4
+    for part in broken:
+        with pytest.raises(LabError, match="cannot be read as an image"):
+            decode_upload(part)
+    assert decode_upload(encode_frame(np.zeros((1080, 1920, 3), np.uint8))).shape == (540, 960, 3)

@@ -19,7 +19,6 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from deploy.demo.body import Body
@@ -29,6 +28,7 @@ from deploy.demo.limits import MAX_BODY, MAX_HEAD, MAX_JSON, MAX_UPLOADS
 from deploy.demo.messages import error_json, shown_json
 from deploy.demo.pictures import decode_upload
 from deploy.demo.show import Lane, Show
+from deploy.demo.turns import Turns
 from deploy.errors import LabError
 
 Message = MutableMapping[str, Any]
@@ -62,8 +62,8 @@ SECURITY = [
 
 def make_app(show: Show, feed: Feed, token: str | None) -> Application:
     """The application, for the loop that it is called in; close `feed` before that loop ends."""
-    uploads = _Slots(MAX_UPLOADS, "pictures are waiting already; try again in a moment")
-    switches = _Slots(1, "switch is under way already; wait for it")
+    uploads = Turns(MAX_UPLOADS, "pictures are waiting already; try again in a moment")
+    switches = Turns(1, "switch is under way already; wait for it")
 
     async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -97,33 +97,13 @@ def make_app(show: Show, feed: Feed, token: str | None) -> Application:
     return app
 
 
-class _Slots:
-    """So many at once, in one thread, one after the other; more are refused."""
-
-    def __init__(self, count: int, refusal: str) -> None:
-        self._free = self._count = count
-        self._refusal = refusal
-        self._thread = ThreadPoolExecutor(1, "demo-request")
-
-    def __enter__(self) -> None:
-        if self._free == 0:
-            raise RefusedError(503, f"{self._count} {self._refusal}", {b"retry-after": b"1"})
-        self._free -= 1
-
-    def __exit__(self, *error: object) -> None:
-        self._free += 1
-
-    async def run(self, call: Callable[..., bytes], *arguments: Any) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
-
-
 def _checked_path(scope: Mapping[str, Any], body: Body) -> str:
     path, method = str(scope["path"]), str(scope["method"])
     if sum(len(name) + len(value) for name, value in scope["headers"]) + len(path) > MAX_HEAD:
         raise RefusedError(431, f"the request's headers are longer than {MAX_HEAD} bytes")
     if path not in METHODS:
         raise RefusedError(404, "there is no such page here")
-    if method != METHODS[path] and (method, METHODS[path]) != ("HEAD", "GET"):
+    if method != METHODS[path] and not (method == "HEAD" and path in PAGE):
         raise RefusedError(405, f"only {METHODS[path]} is answered here", {b"allow": METHODS[path].encode()})
     if METHODS[path] == "GET" and not body.ended:  # it would hold the connection after the answer
         raise RefusedError(400, "GET takes no body")
@@ -156,7 +136,7 @@ async def _stream(feed: Feed, receive: Receive, send: Send) -> None:
         leaving.cancel()
 
 
-async def _classify(show: Show, uploads: _Slots, headers: Mapping[bytes, bytes], body: Body) -> bytes:
+async def _classify(show: Show, uploads: Turns, headers: Mapping[bytes, bytes], body: Body) -> bytes:
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind not in IMAGE_TYPES:
         known = b", ".join(IMAGE_TYPES).decode()
@@ -164,18 +144,15 @@ async def _classify(show: Show, uploads: _Slots, headers: Mapping[bytes, bytes],
             415, f"content type {kind.decode('latin-1')!r:.60} is not taken; there are: {known}"
         )
 
-    def classify(encoded: bytes) -> bytes:
-        return shown_json(show.classify(decode_upload(encoded)))
-
     with uploads:
         encoded = await body.read(MAX_BODY)
         try:
-            return await uploads.run(classify, encoded)
+            return await uploads.run(lambda: shown_json(show.classify(decode_upload(encoded))))
         except LabError as error:
             raise RefusedError(422, str(error)) from error
 
 
-async def _switch(show: Show, switches: _Slots, headers: Mapping[bytes, bytes], body: Body) -> bytes:
+async def _switch(show: Show, switches: Turns, headers: Mapping[bytes, bytes], body: Body) -> bytes:
     if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != JSON_TYPE:
         raise RefusedError(415, f"content type must be {JSON_TYPE.decode()}")
     try:

@@ -193,7 +193,6 @@ async function fitting(file, bitmap) {
 function tell(error) {
   if (!(error instanceof Refusal)) throw error;
   alert(error.message);
-  if (error.status === 401) askToken();
 }
 
 function askToken() {
