@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from deploy.backends import made_for, open_runner
 from deploy.bundle import open_bundle
 from deploy.cli import add_bundle, add_runner
+from deploy.demo.side import probabilities, top_guesses
 from deploy.errors import LabError
 from deploy.preprocess import load_image, preprocess
 
 if TYPE_CHECKING:
     from deploy.cli import Commands
-
-_TOP = 5
 
 
 def add_classify(commands: Commands, own: Path | None) -> None:
@@ -60,16 +56,10 @@ def _classify(options: argparse.Namespace) -> int:
             logits = runner.infer({runner.inputs[0].name: image})[bundle.class_output]
             spent_ms = 1000 * (time.perf_counter() - start)
             print(f"{file}: {variant}, {runner.backend}, {spent_ms:.1f} ms", flush=True)
-            chances = _softmax(logits[0])
-            for index in np.argsort(-chances, kind="stable")[:_TOP]:
-                print(f"  {chances[index]:6.1%}  {bundle.input.class_names[index]}")
+            chances = probabilities(logits[0])
+            if chances is None:
+                print("  NaN or infinity, and so no class")
+                continue
+            for guess in top_guesses(chances, bundle.input.class_names):
+                print(f"  {guess.probability:6.1%}  {guess.name}")
     return 0
-
-
-def _softmax(row: NDArray[Any]) -> NDArray[np.float64]:
-    """The row as it is where the network ends in a softmax of its own."""
-    values = row.astype(np.float64)
-    if (values >= 0).all() and abs(values.sum() - 1) < 1e-3:
-        return values
-    powers = np.exp(values - values.max())
-    return np.asarray(powers / powers.sum())
