@@ -27,6 +27,7 @@ from deploy.errors import LabError
 CACHE_VARIABLE = "EDGELAB_CACHE"
 APP = "app"
 _MANIFEST = f"{BUNDLE}bundle.json"
+_UNFINISHED = ".tmp"
 _ROOM = 8 << 20  # for what Python compiles
 _WRITTEN = 315532800
 """1980-01-01, as in the archive: a file of the bundle that has another date was not written by us."""
@@ -83,7 +84,7 @@ def _settle(archive: Archive, folder: Path, part: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(folder)
-        _remove_strangers(folder / APP, {folder / _place(name) for name in archive.files})
+        _clean(folder, {folder / _place(name) for name in archive.files})
         missing = [name for name, path in wanted.items() if not _is_right(archive, name, path)]
         if missing:
             with zipfile.ZipFile(archive.path) as opened:
@@ -113,7 +114,7 @@ def _is_right(archive: Archive, name: str, path: Path) -> bool:
 
 def _write(archive: Archive, opened: zipfile.ZipFile, name: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         with temporary.open("wb") as stream:
             copy_entry(archive, opened, name, stream)
@@ -125,14 +126,28 @@ def _write(archive: Archive, opened: zipfile.ZipFile, name: str, path: Path) -> 
         temporary.unlink(missing_ok=True)
 
 
-def _remove_strangers(app: Path, wanted: set[Path]) -> None:
-    """A file that nobody listed could be imported in place of another."""
-    for base, folders, files in os.walk(app):
+def _clean(folder: Path, wanted: set[Path]) -> None:
+    """A file that nobody listed could be imported in place of another; of a start that was killed there is
+    half a file left."""
+    for base, folders, files in os.walk(folder / APP):
         if "__pycache__" in folders:
             folders.remove("__pycache__")
         for name in files:
-            if Path(base, name) not in wanted and not name.endswith(".tmp"):
+            if Path(base, name) not in wanted and not name.endswith(_UNFINISHED):
                 Path(base, name).unlink(missing_ok=True)
+    for path in folder.rglob(f".*{_UNFINISHED}"):
+        if not _is_running(path.name.split(".")[-2]):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _check_private(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_what_is_altered_missing_or_strange_is_put_right_and_the_rest_left(
     open_bundle(folder / "bundle")  # every SHA-256
     assert engines.read_bytes() == b"engine"
     assert untouched.stat().st_ino == before
+
+
+def test_half_a_file_of_a_start_that_was_killed_goes_and_one_that_runs_keeps_its_own(
+    archive: Archive, cache: Path
+) -> None:
+    folder = unpacked(archive)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left = folder / "bundle" / "models" / f".fp32.onnx.{ended.pid}.tmp"
+    mine = folder / "app" / "deploy" / f".ort.py.{os.getpid()}.tmp"
+    for path in (left, mine):
+        path.write_bytes(b"half")
+    unpacked(archive)
+    assert not left.exists()
+    assert mine.exists()
 
 
 def test_a_folder_that_others_may_write_is_not_used(
