@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,25 +94,29 @@ def _bench(options: argparse.Namespace) -> int:
     if options.scenario is not None:
         return bench_scenario(bundle, options)
     latency, throughput = (options.batch, options.batch) if options.batch else _usual_batches(bundle)
-    with ExitStack() as stack:
-        meter, no_meter = _meter(options, stack)
-        measurements = bench(
-            bundle,
-            variants=options.variant,
-            backend=options.backend,
-            threads=options.threads,
-            batches=latency,
-            throughput_batches=throughput,
-            seconds=DEFAULT_SECONDS if options.seconds is None else options.seconds,
-            warmup_s=options.warmup,
-            in_flight=options.in_flight,
-            in_place=options.no_copies,
-            with_preprocessing=options.with_preprocessing,
-            images=images_for(bundle, options.images) if options.images else (),
-            tensors=tensors_for(bundle, options.inputs) if options.inputs else None,
-            meter=meter,
-            out=options.out,
-        )
+    try:
+        with ExitStack() as stack:
+            meter, no_meter = _meter(options, stack)
+            measurements = bench(
+                bundle,
+                variants=options.variant,
+                backend=options.backend,
+                threads=options.threads,
+                batches=latency,
+                throughput_batches=throughput,
+                seconds=DEFAULT_SECONDS if options.seconds is None else options.seconds,
+                warmup_s=options.warmup,
+                in_flight=options.in_flight,
+                in_place=options.no_copies,
+                with_preprocessing=options.with_preprocessing,
+                images=images_for(bundle, options.images) if options.images else (),
+                tensors=tensors_for(bundle, options.inputs) if options.inputs else None,
+                meter=meter,
+                out=options.out,
+            )
+    except KeyboardInterrupt:
+        print("cancelled: nothing was written", file=sys.stderr)
+        return 130
     print(format_table(measurements))
     print(f"\n{format_latency(measurements)}\n{format_in_flight(measurements)}")
     if memory := format_device_memory(measurements):

@@ -150,12 +150,21 @@ def _t_interval(a: Sequence[float], b: Sequence[float], value: float) -> tuple[f
 
 
 def differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[str]:
-    """What else is not the same in the two, a line each."""
+    """What else is not the same in what the two have in common, a line each."""
+    first, second = _grouped(a), _grouped(b)
+    a, b = (
+        [m for key in found if key in first and key in second for m in found[key]]
+        for found in (first, second)
+    )
     lines = []
     for what, of in _ABOUT.items():
-        first, second = (list(dict.fromkeys(str(of(m)) for m in found)) for found in (a, b))
-        if first != second:
-            lines.append(f"{what}: {', '.join(first)} in A, {', '.join(second)} in B")
+        in_a, in_b = ({str(of(m)): None for m in found} for found in (a, b))
+        if in_a.keys() != in_b.keys():
+            only = [
+                ", ".join(text for text in one if text not in other)
+                for one, other in ((in_a, in_b), (in_b, in_a))
+            ]
+            lines.append(f"{what}: {only[0] or 'nothing else'} in A, {only[1] or 'nothing else'} in B")
     for letter, found in (("A", a), ("B", b)):
         warned = dict.fromkeys(text for m in found if m.states for text in m.states.warnings)
         lines += [f"{letter}: {text}" for text in warned]
@@ -176,6 +185,6 @@ _ABOUT: dict[str, Callable[[Measurement], Any]] = {
     "Python": lambda m: m.machine.get("python"),
     "backend": lambda m: f"{m.backend} {m.backend_version}",
     "threads": lambda m: m.threads,
-    "queries in flight": lambda m: f"{m.variant} {m.in_flight}" if m.kind == "throughput" else "",
-    "model file": lambda m: f"{m.variant} {m.sha256[:12]}",
+    "queries in flight": lambda m: f"{m.in_flight} ({m.variant}, batch {m.batch}, {m.kind})",
+    "model file": lambda m: f"{m.sha256[:12]} ({m.variant})",
 }

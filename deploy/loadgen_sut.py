@@ -33,7 +33,9 @@ from deploy.tensors import Tensors, read_tensors
 
 MOST_IN_MEMORY = 1024
 """Samples that a test of performance repeats, as MLPerf has it for ResNet-50."""
-_TRIAL_S = 0.5
+_TRIALS, _TRIAL_S = 5, 0.1
+_SPARE = 2.5
+"""How much faster than in its trial a stream may be before it runs out of queries, which take memory."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,8 @@ def _settings(loadgen: Any, job: Job, runner: Runner, library: Library) -> Any:
     settings.min_duration_ms = int(job.seconds * 1000)
     samples = {"SingleStream": 1, "MultiStream": 8}.get(job.scenario, job.batch)
     per_s = _samples_per_s(job, runner, library, samples)
-    settings.single_stream_expected_latency_ns = int(1e9 / per_s / 1.5)
-    settings.multi_stream_expected_latency_ns = int(8e9 / per_s / 1.5)
+    settings.single_stream_expected_latency_ns = int(1e9 / per_s / _SPARE)
+    settings.multi_stream_expected_latency_ns = int(8e9 / per_s / _SPARE)
     settings.multi_stream_samples_per_query = 8
     settings.offline_expected_qps = 1.2 * per_s
     if job.scenario == "Server":
@@ -178,11 +180,12 @@ def _samples_per_s(job: Job, runner: Runner, library: Library, samples: int) -> 
         return answer(runner, library.feed(indexes))
 
     warm_up(call, job.warmup_s, job.in_flight)
-    done, taken = measure_throughput(
-        call, samples, min_duration_s=_TRIAL_S, min_count=3, in_flight=job.in_flight
-    )
+    trials = [
+        measure_throughput(call, samples, min_duration_s=_TRIAL_S, min_count=1, in_flight=job.in_flight)
+        for _ in range(_TRIALS)
+    ]
     library.unload(indexes)
-    return done / taken
+    return max(done / taken for done, taken in trials)  # others on this machine only make it slower
 
 
 def _log_settings(loadgen: Any, folder: Path) -> Any:

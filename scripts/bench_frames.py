@@ -23,7 +23,7 @@ import numpy as np
 
 from deploy.backends import cpu_threads, open_runner
 from deploy.bundle import Bundle
-from deploy.demo.commands import Command
+from deploy.demo.commands import FRAMES, Command
 from deploy.demo.frames import Frames
 from deploy.input_spec import InputSpec
 from deploy.preprocess import preprocess
@@ -46,7 +46,7 @@ COMMANDS = (
         (
             *("gst-launch-1.0", "-q", "videotestsrc", f"num-buffers={COUNT}", "!"),
             *(f"video/x-raw,format=RGB,width={WIDTH},height={HEIGHT}", "!"),
-            *("multipartmux", "boundary=frame", "!", "fdsink"),
+            *("multipartmux", "boundary=frame", "!", "fdsink", f"fd={FRAMES}"),
         ),
         "parts",
         width=WIDTH,

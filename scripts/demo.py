@@ -53,11 +53,9 @@ def main() -> int:
         return status
     size_mib = FILE.stat().st_size / 2**20
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Open {RUN}/report.html in a browser.")
-    print(
-        f"{FILE}, {size_mib:.0f} MiB, shows it here (python3 {FILE} demo) and on a Jetson with JetPack 6 or 7:"
-    )
+    print(f"{FILE} has {size_mib:.0f} MiB. To show it here: python3 {FILE} demo. On a Jetson:")
     print(f"  scp {FILE} jetson:")
-    print(f"  ssh -t -L 8000:127.0.0.1:8000 jetson python3 {FILE.name} demo   # then http://localhost:8000")
+    print(f"  ssh -t -L 8000:127.0.0.1:8000 jetson python3 {FILE.name} demo  # on http://localhost:8000")
     return 0
 
 

@@ -113,23 +113,11 @@ def test_it_verifies_every_variant(arm: Path, archive: Path) -> None:
 
 def test_it_measures_and_says_on_what(arm: Path, archive: Path) -> None:
     results = archive.with_name("results.jsonl")
-    done = run(
-        arm,
-        archive,
-        "bench",
-        "--seconds",
-        "0.01",
-        "--warmup",
-        "0",
-        "--batch",
-        "1",
-        "2",
-        "--out",
-        str(results),
-    )
+    quick = ["--seconds", "0.01", "--warmup", "0", "--batch", "1", "--variant", "int8-cpu"]
+    done = run(arm, archive, "bench", *quick, "--out", str(results))
     assert done.returncode == 0, done.stdout + done.stderr
     measurements = read_measurements(results)
-    assert {m.variant for m in measurements} == {"fp32", "int8-cpu"}
+    assert {m.variant for m in measurements} == {"int8-cpu"}
     for one in measurements:
         assert one.machine["architecture"] == "aarch64"
         assert one.peak_memory_mib is not None  # a child process, which is emulated too

@@ -89,6 +89,14 @@ def test_any_damaged_byte_is_found(whole: Path, tmp_path: Path) -> None:
             check_all(open_archive(broken))
 
 
+def test_content_is_held_against_its_sha256_and_not_its_crc_alone(entries: Entries, tmp_path: Path) -> None:
+    other = write_entries(
+        tmp_path / "other.pyz", replaced(entries, "bundle/models/int8.onnx", b"another model")
+    )
+    with pytest.raises(LabError, match=r"bundle/models/int8\.onnx was altered"):
+        check_all(open_archive(other))
+
+
 @pytest.mark.parametrize("keep", [0, 10, 5000, -1, -30])
 def test_a_file_that_is_cut_short_is_refused(whole: Path, tmp_path: Path, keep: int) -> None:
     (tmp_path / "cut.pyz").write_bytes(whole.read_bytes()[:keep])

@@ -111,6 +111,15 @@ def test_what_else_is_not_the_same_is_told_first(tmp_path: Path, capsys: pytest.
     assert sum(line.endswith("faster") for line in lines) == 2
 
 
+def test_only_what_the_two_have_in_common_is_held_against_each_other() -> None:
+    a = [rates(100, 101, 99), replace(run(0), sha256="c" * 64)]
+    b = [replace(rates(99, 100, 101), in_flight=2), run(1), replace(run(1, variant="int8"), threads=7)]
+    assert differences(a, b) == [
+        "queries in flight: 1 (fp32, batch 1, throughput) in A, 2 (fp32, batch 1, throughput) in B",
+        "model file: cccccccccccc (fp32) in A, nothing else in B",
+    ]
+
+
 def test_files_with_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     append_measurements(tmp_path / "a.jsonl", [run(0)])
     append_measurements(tmp_path / "b.jsonl", [run(0, variant="int8")])

@@ -56,7 +56,7 @@ def test_v4l2_without_ffmpeg_goes_by_gstreamer() -> None:
     assert wanted == (
         "video/x-raw,width=[1,1280],framerate=[5/1,60/1];image/jpeg,width=[1,1280],framerate=[5/1,60/1]"
     )
-    assert steps == ["decodebin", *TAIL, "fdsink fd=1 sync=false"]
+    assert steps == ["decodebin", *TAIL, "fdsink fd=3 sync=false"]
     assert (found.layout, found.width) == ("parts", 640)
 
 
@@ -68,7 +68,7 @@ def test_a_jetson_reads_its_csi_camera_by_argus(device: str, tmp_path: Path) -> 
         "nvvidconv",
         "video/x-raw,format=I420",
         *TAIL,
-        "fdsink fd=1 sync=false",
+        "fdsink fd=3 sync=false",
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_file_plays_at_its_own_rate_whatever_its_name() -> None:
         video('/films/a "b" 100%!.mp4', 640, jetson=False, which=having("gst-launch-1.0"))
     )
     assert source == 'uridecodebin uri="file:///films/a%20%22b%22%20100%25%21.mp4"'
-    assert steps == [*TAIL, "fdsink fd=1 sync=true"]
+    assert steps == [*TAIL, "fdsink fd=3 sync=true"]
 
 
 def test_a_jetson_decodes_in_hardware_where_it_can() -> None:
@@ -106,7 +106,7 @@ def test_a_stream_comes_at_its_own_rate() -> None:
     assert "-re" in video("http://host/a.mp4", 640, jetson=False, which=BOTH).argv
     source, *steps = pipeline(video('rtsp://h/a!b"c', 640, jetson=False, which=having("gst-launch-1.0")))
     assert source == 'uridecodebin uri="rtsp://h/a!b\\"c"'
-    assert steps[-1] == "fdsink fd=1 sync=false"
+    assert steps[-1] == "fdsink fd=3 sync=false"
 
 
 @pytest.mark.parametrize("which", [having(), having("ffprobe")])
@@ -124,6 +124,8 @@ Additional debug info:
 Missing decoder: H.264 (High Profile) (video/x-h264, stream-format=(string)avc)
 ERROR: pipeline doesn't want to preroll.
 """
+# As users of JetPack 5 and 6 report it; earlier ones have a path before the file's name.
+ARGUS = "Error generated. gstnvarguscamerasrc.cpp, execute:751 No cameras available\n"
 GST_DEVICE = """ERROR: from element /GstV4l2Src:v4l2src0: Cannot identify device '/dev/video9'.
 Additional debug info:
 system error: No such file or directory
@@ -150,6 +152,13 @@ ERROR: pipeline doesn't want to preroll.
         ("parts", GST_MISSING, "Missing decoder: H.264: apt install gstreamer1.0-libav, or ffmpeg"),
         ("parts", GST_DEVICE, "Cannot identify device '/dev/video9'."),
         ("parts", 'WARNING: erroneous pipeline: no element "nvvidconv"\n', 'no element "nvvidconv"'),
+        ("parts", f"GST_ARGUS: Cleaning up\n{ARGUS}GST_ARGUS: Done\n", "No cameras available"),
+        (
+            "parts",
+            ARGUS.replace("gst", "/dvs/git/x/gst").replace("execute", "threadExecute"),
+            "No cameras available",
+        ),
+        ("parts", "CONSUMER: Done Success\nGST_ARGUS: Done Success\n", None),
         ("parts", "something else\n", "something else"),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_parts_of_a_multipart_stream_are_frames(tmp_path: Path, cut: int) ->
     body = bytes(range(24))
     part = b"--frame\r\nContent-Type: video/x-raw\r\nContent-Length: 24\r\n\r\n" + body
     (tmp_path / "stream").write_bytes(part + b"\r\n" + part + b"\r\n" + part[:-cut])
-    command = Command(("cat", str(tmp_path / "stream")), "parts", width=4)
+    command = Command(("sh", "-c", f"echo GST_ARGUS: Done; cat {tmp_path}/stream >&3"), "parts", width=4)
     images, reason = play(command)
     assert [image.tobytes() for image in images] == [body, body]
     assert images[0].shape == (2, 4, 3)
@@ -105,7 +105,7 @@ def test_the_parts_of_a_multipart_stream_are_frames(tmp_path: Path, cut: int) ->
 def test_a_part_without_an_end_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "stream").write_bytes(b"--frame\r\nContent-Length: 99999999999996\r\n\r\n")
     with pytest.raises(LabError, match=str(MAX_PIXELS)):
-        play(Command(("cat", str(tmp_path / "stream")), "parts", width=4))
+        play(Command(("sh", "-c", f"echo GST_ARGUS: Done; cat {tmp_path}/stream >&3"), "parts", width=4))
 
 
 PROGRAMS = [

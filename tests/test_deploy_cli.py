@@ -106,6 +106,19 @@ def test_energy_that_is_asked_for_and_not_to_be_had_is_an_error(
     assert "energy: not measured: nothing here measures it: take a meter\n" in capsys.readouterr().out
 
 
+def test_ctrl_c_leaves_no_half_results(
+    shared: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deploy.bench.take_turns", stop)
+    out = tmp_path / "results.jsonl"
+    assert main(["bench", str(shared.root), "--out", str(out), *QUICK]) == 130
+    assert capsys.readouterr().err == "cancelled: nothing was written\n"
+    assert not out.exists()
+
+
 def test_bench_of_one_variant_without_images(shared: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(shared.root), "--variant", "int8", *QUICK]) == 0
     (row,) = capsys.readouterr().out.splitlines()[2:3]

@@ -13,7 +13,8 @@ import pytest
 from deploy.backends import open_runner
 from deploy.bundle import Bundle, open_bundle
 from deploy.cuda import Cuda
-from tests.engines import engines, mocked
+from deploy.engine import ready_engine
+from tests.engines import engines, lock, mocked
 from tests.test_deploy_bundle import SIZE, tiny_bundle
 
 
@@ -69,6 +70,9 @@ def test_the_runner_goes_on_and_says_so(
 
 
 def test_one_that_is_kept_is_not_built_again(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    target = mocked()[2]
+    lock_file = lock(bundle.root.parent)
+    assert ready_engine(bundle, "fp32", target, None, print, must_keep=False, lock=lock_file).unkept is None
     for built in (True, False):
         with open_runner(bundle, "int8", "tensorrt"):
             pass

@@ -65,9 +65,9 @@ def test_each_scenario_runs_and_is_judged_by_loadgen(shared: Bundle, tmp_path: P
     assert result.num_queries == (1 if scenario == "Offline" else m.rule.count) > 0
     assert result.valid == (not result.reasons)
     assert (tmp_path / "logs" / DETAIL).exists()
-    if scenario != "Server":  # at the mercy of other programs on this machine
-        assert result.valid
-    else:
+    if scenario in ("SingleStream", "MultiStream"):
+        assert result.valid  # the others' verdict is at the mercy of other programs on this machine
+    if scenario == "Server":
         assert (result.target_qps, result.target_latency_ms) == (2000, 100)
 
 

@@ -66,8 +66,10 @@ def test_what_is_altered_missing_or_strange_is_put_right_and_the_rest_left(
     (folder / "bundle" / "bundle.json").unlink()
     (folder / "app" / "numpy.py").write_text("raise SystemExit")
     sample = folder / "bundle" / "samples" / "000.png"
+    size = sample.stat().st_size
     sample.unlink()
-    sample.symlink_to("/etc/hostname")
+    sample.symlink_to("x" * size)  # as long and as old as the file was
+    os.utime(sample, (315532800, 315532800), follow_symlinks=False)
     engines = folder / "bundle.engines" / "int8.engine"
     engines.parent.mkdir()
     engines.write_bytes(b"engine")

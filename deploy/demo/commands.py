@@ -18,14 +18,17 @@ from deploy.errors import LabError
 from deploy.power_meters import is_jetson
 
 Which = Callable[[str], str | None]
+FRAMES = 3
+"""Where GStreamer's frames go. Argus writes on stdout what it does, in the middle of a frame if need be."""
 CSI_SIZE = (1280, 720)
 """Of the sensor modes that drivers of CSI cameras offer the one that nearly all have; Argus scales to it."""
+_ARGUS_AT_WORK = ("GST_ARGUS:", "CONSUMER:")
 _REMEDY = "apt install ffmpeg, or gstreamer1.0-tools and gstreamer1.0-plugins-good"
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to start, and how its stdout is cut into frames.
+    """What to start, and how the frames come: as PPM files on its stdout, or as parts on descriptor FRAMES.
 
     reads: how the program calls its input. width: of each row in px, for `parts` only.
     """
@@ -130,7 +133,7 @@ def _gstreamer(source: list[str], width: int, sync: bool) -> Command:
         *("!", "videoflip", "video-direction=auto"),
         *("!", "videoscale", "!", f"video/x-raw,width={width},pixel-aspect-ratio=1/1"),
         *("!", "videoconvert", "!", "video/x-raw,format=RGB"),
-        *("!", "multipartmux", "boundary=frame", "!", "fdsink", "fd=1", f"sync={str(sync).lower()}"),
+        *("!", "multipartmux", "boundary=frame", "!", "fdsink", f"fd={FRAMES}", f"sync={str(sync).lower()}"),
     ]
     return Command(("gst-launch-1.0", "-q", *steps), "parts", width=width)
 
@@ -150,6 +153,7 @@ def _ffmpeg_reason(said: str) -> str | None:
 def _gstreamer_reason(said: str) -> str | None:
     """The first error: what follows it are its consequences."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_ARGUS_AT_WORK)]
     missing = next((line for line in lines if line.startswith("Missing decoder")), None)
     if missing:
         what = missing.partition("(")[0].strip()
@@ -157,6 +161,9 @@ def _gstreamer_reason(said: str) -> str | None:
     absent = next((line for line in lines if line.startswith("WARNING: erroneous pipeline:")), None)
     if absent:
         return absent.removeprefix("WARNING: erroneous pipeline: ")
+    argus = re.search(r"^Error generated\. \S+, \w+:\d+ (.+)$", said, re.MULTILINE)
+    if argus:
+        return argus[1].strip()
     error = next((line for line in lines if line.startswith("ERROR: from element")), None)
     if error:
         return error.partition(": ")[2].partition(": ")[2] or error

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from deploy.demo.commands import Command
+from deploy.demo.commands import FRAMES, Command
 from deploy.errors import LabError
 from deploy.preprocess import Image
 
@@ -42,9 +42,12 @@ class Frames:
         self._command, self._halt, self._silence_s = command, halt, silence_s
 
     def __enter__(self) -> Frames:
+        argv = self._command.argv
+        if self._command.layout == "parts":
+            argv = ("sh", "-c", f'exec "$0" "$@" {FRAMES}>&1 1>&2', *argv)
         try:
             self._child = subprocess.Popen(
-                self._command.argv,
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
