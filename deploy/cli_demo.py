@@ -118,9 +118,9 @@ def _serve(show: Show, title: str, host: str, port: int, token: str | None, made
 
     with serve(show, title=title, host=host, port=port, token=token) as serving:
         # A browser keeps what follows # to itself, so the token is in no request line and no log of a proxy.
-        print(f"demo: {serving.url}{f'#token={token}' if made else ''}  (Ctrl-C ends it)", flush=True)
-        if token is not None and not made:
-            print("the page asks for your token", flush=True)
+        fragment = f"#token={token}" if made else ""
+        note = "the page asks for your token; " if token is not None and not made else ""
+        print(f"demo: {serving.url}{fragment}  ({note}Ctrl-C ends it)", flush=True)
         while serving.wait(seconds=1.0):
             pass
     raise RuntimeError("the demo's server has ended by itself")
