@@ -14,6 +14,7 @@ from deploy.bundle import Bundle, open_bundle
 from deploy.cli import add_bundle, add_threads
 from deploy.demo.guard import TOKEN_VARIABLE, choose_token
 from deploy.demo.show import Lane, Show
+from deploy.demo.sources import KINDS
 from deploy.errors import LabError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add_demo(commands: Commands, own: Path | None) -> None:
     add_bundle(parser, own)
     parser.add_argument(
         "--source", default="upload", metavar="SOURCE",
-        help="camera:N, a video file, a folder of pictures, or upload (default): only what the page sends",
+        help=f"{KINDS}; upload (default) is only what the page sends",
     )  # fmt: skip
     parser.add_argument(
         "--variant", nargs="+", metavar="NAME",
