@@ -19,6 +19,7 @@ from deploy.loadgen import run_loadgen
 from deploy.measure import measure_latency, percentile
 from scripts.bench_lines import libraries_line, ratio_line
 
+GOAL = "0.97 to 1.03"
 ROUNDS = 5
 
 
@@ -42,7 +43,10 @@ def main() -> int:
             for whose, found in (("ours", ours), ("LoadGen", theirs)):
                 middle, span = statistics.median(found), f"{min(found):.4f} to {max(found):.4f}"
                 print(f"  {whose:8} p90 {middle:.4f} ms ({span})")
-            print(ratio_line("LoadGen / ours", theirs, ours, "0.97 to 1.03"))
+            print(ratio_line("LoadGen / ours", theirs, ours, GOAL))
+            of_medians = statistics.median(theirs) / statistics.median(ours)
+            # A single p90 of a machine that others share moves by more than the goal.
+            print(f"  of the two medians: {of_medians:.3f}; goal: {GOAL}")
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
