@@ -40,8 +40,8 @@ from deploy.manifest import (
     Variant,
     check_answers,
     image_tensors,
-    read_manifest,
 )
+from deploy.manifest_file import read_manifest
 from deploy.tensor_spec import TensorSpec
 from deploy.tensors import Tensors
 

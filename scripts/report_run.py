@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import LabError
-from deploy.manifest import Bundle, Variant, read_manifest
+from deploy.manifest import Bundle, Variant
+from deploy.manifest_file import read_manifest
 from deploy.results import Measurement, read_measurements
 from deploy.table import Row, rows
 from optimize.search import RECORD as SEARCH

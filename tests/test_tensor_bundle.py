@@ -17,7 +17,8 @@ from deploy.backends import open_runner
 from deploy.bench import bench
 from deploy.bundle import Bundle, Variant, file_sha256, open_bundle, write_tensor_bundle
 from deploy.errors import LabError
-from deploy.manifest import Answers, read_manifest
+from deploy.manifest import Answers
+from deploy.manifest_file import read_manifest
 from deploy.results import read_measurements
 from deploy.score import ratio_db, score
 from deploy.tensor_spec import TensorSpec
