@@ -101,10 +101,13 @@ def _grouped(measurements: Sequence[Measurement]) -> dict[tuple[str, ...], list[
 
 def _compare(name: str, batch: int, a: Sequence[Measurement], b: Sequence[Measurement]) -> Iterator[Compared]:
     if a[0].kind == "throughput":
-        rates = [[t.count * batch / t.seconds for m in found for t in m.turns] for found in (a, b)]
-        if all(len(rate) > 1 for rate in rates):
-            logs = [[math.log(rate) for rate in found] for found in rates]
-            one, other = (math.exp(sum(found) / len(found)) for found in logs)
+        turns = [[t for m in found for t in m.turns] for found in (a, b)]
+        if all(len(found) > 1 for found in turns):
+            logs = [[math.log(t.count * batch / t.seconds) for t in found] for found in turns]
+            # As in the results' own table: all images over all of the time.
+            one, other = (
+                batch * sum(t.count for t in found) / sum(t.seconds for t in found) for found in turns
+            )
             low, high = _t_interval(logs[0], logs[1], math.log(other / one))
             yield Compared(name, batch, "images/s", one, other, other / one, math.exp(low), math.exp(high))
         return

@@ -59,6 +59,8 @@ def test_throughput_is_compared_by_its_turns() -> None:
     assert faster.ratio == pytest.approx(1.2, rel=0.001)
     (none,) = compare([rates(100, 110, 90)], [rates(105, 95, 108)])
     assert none.verdict == "no difference seen"
+    (uneven,) = compare([rates(10, 200, 90)], [rates(100, 101, 99)])
+    assert uneven.a == uneven.b == 100  # all images over all of the time, as the results' table has it
 
 
 def test_more_runs_give_a_narrower_interval() -> None:
