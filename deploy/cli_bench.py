@@ -18,6 +18,7 @@ from deploy.cli import add_bundle, add_runner, add_samples
 from deploy.cli_loadgen import add_scenario, bench_scenario, check_options
 from deploy.compare_table import compare_files
 from deploy.errors import LabError
+from deploy.loadgen import DEFAULT_SECONDS as LOADGEN_SECONDS
 from deploy.power_meters import find_meter
 from deploy.table import format_table
 
@@ -54,7 +55,8 @@ def add_bench(commands: Commands, own: Path | None) -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        help=f"timed, for each figure of each variant (default: {DEFAULT_SECONDS:g}; with --scenario 10)",
+        help=f"timed, for each figure of each variant (default: {DEFAULT_SECONDS:g}; "
+        f"with --scenario {LOADGEN_SECONDS:g})",
     )
     parser.add_argument(
         "--warmup", type=float, default=DEFAULT_WARMUP_S, metavar="SECONDS",

@@ -10,11 +10,9 @@ from deploy.accuracy import images_for
 from deploy.backends import made_for
 from deploy.bundle import Bundle
 from deploy.errors import LabError
-from deploy.loadgen import DEFAULT_LATENCY_MS, SCENARIOS, run_loadgen
+from deploy.loadgen import DEFAULT_LATENCY_MS, DEFAULT_SECONDS, SCENARIOS, run_loadgen
 from deploy.results import Measurement, append_measurements
 from deploy.table import aligned
-
-DEFAULT_SECONDS = 10.0
 
 
 def add_scenario(parser: argparse.ArgumentParser) -> None:

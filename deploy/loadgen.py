@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deploy.backends import check_backend, cpu_threads, open_runner, usual_in_flight
+from deploy.bench import DEFAULT_WARMUP_S
 from deploy.bundle import Bundle
 from deploy.child import run_child
 from deploy.device_state import changes, read_state
@@ -29,6 +30,7 @@ from deploy.tensors import read_tensors
 
 SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
 DEFAULT_BATCH = {"SingleStream": 1, "MultiStream": 8, "Offline": 32, "Server": 8}
+DEFAULT_SECONDS = 10.0
 DEFAULT_LATENCY_MS = 15.0  # of Server, as MLPerf has it for ResNet-50
 _CLOCK = "LoadGen's, from its query to its being told of the answer; no decoding or preprocessing"
 
@@ -42,8 +44,8 @@ def run_loadgen(
     threads: int | None = None,
     in_flight: int | None = None,
     batch: int | None = None,
-    seconds: float = 10.0,
-    warmup_s: float = 0.2,
+    seconds: float = DEFAULT_SECONDS,
+    warmup_s: float = DEFAULT_WARMUP_S,
     target_qps: float | None = None,
     target_latency_ms: float | None = None,
     accuracy: bool = False,

@@ -31,7 +31,7 @@ def start(archive: str) -> int:
 
 def _check_numpy() -> None:
     try:
-        import numpy  # noqa: F401
+        import numpy  # noqa: F401  # only whether it can be
     except ImportError as error:
         raise LabError(
             f"numpy cannot be imported by {sys.executable} ({error}): {sys.executable} -m pip install numpy, "

@@ -3,7 +3,7 @@
 #
 #   scripts/aarch64_python.sh FOLDER [PIP]
 #
-# The packages of Debian or Ubuntu that `python3` needs are downloaded for arm64 and unpacked into FOLDER/root. apt
+# The packages of Debian or Ubuntu that `python3` needs are downloaded for arm64 and unpacked into FOLDER/sysroot. apt
 # gets a state and a cache of its own there, so this machine's package lists, architectures and packages stay as they
 # are. The libraries are arm64 wheels for that very Python. Needs qemu-aarch64-static (package qemu-user-static),
 # apt-get, dpkg-deb and a network; minutes the first time, and 250 MB. Exit code 3 where one of these is not there.
@@ -23,7 +23,7 @@ need dpkg-deb "this needs Debian or Ubuntu"
 
 [ -e "$FOLDER/complete" ] && exit 0
 rm -rf "$FOLDER"
-mkdir -p "$FOLDER"/apt/{state/lists/partial,cache/archives/partial} "$FOLDER/root"
+mkdir -p "$FOLDER"/apt/{state/lists/partial,cache/archives/partial} "$FOLDER/sysroot"
 : > "$FOLDER/apt/status"  # as if nothing were installed: apt then names all that Python needs
 cat > "$FOLDER/apt/apt.conf" <<EOF
 APT::Architecture "arm64";
@@ -45,12 +45,12 @@ apt-get -qq -y --download-only install python3 libstdc++6 >/dev/null || {
     exit 3
 }
 for package in "$FOLDER"/apt/cache/archives/*.deb; do
-    dpkg-deb -x "$package" "$FOLDER/root"
+    dpkg-deb -x "$package" "$FOLDER/sysroot"
 done
 rm -rf "$FOLDER/apt"
 unset APT_CONFIG
 
-PYTHON=$(basename "$(readlink "$FOLDER/root/usr/bin/python3")")
+PYTHON=$(basename "$(readlink "$FOLDER/sysroot/usr/bin/python3")")
 $PIP download -q --dest "$FOLDER/wheels" --only-binary :all: --no-deps --python-version "${PYTHON#python}" \
     --implementation cp --abi "cp${PYTHON//[a-z.]/}" --platform manylinux_2_28_aarch64 \
     --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 "${LIBRARIES[@]}" || {
@@ -67,8 +67,8 @@ mkdir -p "$FOLDER/bin"
 cat > "$FOLDER/bin/python" <<EOF
 #!/bin/sh
 # The child processes that Python starts are this script again: it is what sys.executable says.
-PYTHONHOME="$FOLDER/root/usr" PYTHONPATH="$FOLDER/site" \\
-    exec qemu-aarch64-static -cpu $CPU -0 "$FOLDER/bin/python" -L "$FOLDER/root" "$FOLDER/root/usr/bin/$PYTHON" "\$@"
+PYTHONHOME="$FOLDER/sysroot/usr" PYTHONPATH="$FOLDER/site" \\
+    exec qemu-aarch64-static -cpu $CPU -0 "$FOLDER/bin/python" -L "$FOLDER/sysroot" "$FOLDER/sysroot/usr/bin/$PYTHON" "\$@"
 EOF
 chmod +x "$FOLDER/bin/python"
 "$FOLDER/bin/python" -c 'import numpy, onnxruntime, PIL, platform; print(platform.machine(), platform.python_version(), onnxruntime.__version__)'
